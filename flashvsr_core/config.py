@@ -1,0 +1,98 @@
+"""What a user may choose: `UpscaleParams` changes pixels and is part of a job's key, `ComputeParams` must not and is not.
+
+The string under each field is its description; deployments show it in their forms.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from flashvsr_core.errors import UserError
+from flashvsr_core.segments import GRID
+
+Model = Literal["auto", "nano", "v1.0", "v1.1"]
+Mode = Literal["tiny", "full"]
+ColorFix = Literal["auto", "adain", "wavelet", "none"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Attention = Literal["auto", "torch", "triton"]
+
+# Read by pydantic where Prefect validates parameters; a plain dict, so that the core needs no pydantic.
+FORM: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+
+@dataclass(frozen=True)
+class UpscaleParams:
+    """Everything that changes pixels. `auto` is resolved once, when a job is planned."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORM
+
+    model: Model = "auto"
+    """nano (embedded), v1.0 or v1.1 (published weights); auto: v1.1 where its weights are present, else nano."""
+    mode: Mode = "tiny"
+    """tiny: fast conditional decoder; full: Wan 2.1 VAE decoder, slower and larger."""
+    scale: Literal[2, 3, 4] = 4
+    """Enlargement in each dimension; the published models were trained for 4."""
+    sparse_ratio: float = 2.0
+    """Share of attention blocks, relative to 768x1280; higher is steadier and slower (1.5 fast, 2.0 steady)."""
+    kv_ratio: float = 3.0
+    """History: this many slices of 8 frames stay visible to attention (the whole part counts)."""
+    local_range: int = 11
+    """Width of the local attention window in blocks of 128 pixels (9 sharper, 11 steadier)."""
+    color_fix: ColorFix = "auto"
+    """Colours follow the source: adain (statistics), wavelet (low frequencies) or none; auto: the model's best."""
+    precision: Precision = "auto"
+    """Arithmetic of the model; auto: bf16 on GPUs that have it, else fp32."""
+    attention: Attention = "auto"
+    """Attention backend by name; auto: triton on CUDA, torch elsewhere."""
+    seed: int = 0
+    """Seed of the noise."""
+    scenes: Literal["auto", "off"] | tuple[int, ...] = "auto"
+    """auto: a scene cut starts a fresh stream; off: never; or the first frame of every new scene."""
+    preroll: int | Literal["auto"] = "auto"
+    """Frames streamed and dropped before a segment, a multiple of 8; auto: the measured default."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("model", Model), ("mode", Mode), ("color_fix", ColorFix), ("precision", Precision),
+                              ("attention", Attention)):  # fmt: skip
+            _one_of(name, getattr(self, name), get_args(choices))
+        _one_of("scale", self.scale, (2, 3, 4))
+        _within("sparse_ratio", self.sparse_ratio, 0.1, 100.0)
+        _within("kv_ratio", self.kv_ratio, 1.0, 64.0)
+        _within("local_range", self.local_range, 1, 999)
+        _within("seed", self.seed, 0, 2**63 - 1)
+        if isinstance(self.scenes, str):
+            _one_of("scenes", self.scenes, ("auto", "off"))
+        elif any(b <= a for a, b in zip((0, *self.scenes), self.scenes)):
+            raise UserError(f"scenes {self.scenes} must be rising frame numbers above 0")
+        if self.preroll != "auto":
+            _within("preroll", self.preroll, 0, 512)
+            if self.preroll % GRID:
+                raise UserError(f"preroll {self.preroll} must be a multiple of {GRID}; try {-(-self.preroll // GRID) * GRID}")
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether no field is left to be decided by the machine or the files that are present."""
+        return "auto" not in (self.model, self.color_fix, self.precision, self.attention, self.preroll)
+
+
+@dataclass(frozen=True)
+class ComputeParams:
+    """How the work is done; must not change pixels."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORM
+
+    devices: str = "auto"
+    """auto (the first GPU, else the CPU), cpu, all, or GPU numbers such as 0,2."""
+
+    def __post_init__(self) -> None:
+        if self.devices not in ("auto", "cpu", "all") and not all(d.isdigit() for d in self.devices.split(",")):
+            raise UserError(f"devices {self.devices!r} is not auto, cpu, all or GPU numbers such as 0,2")
+
+
+def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} {value!r} is not known; choose one of {', '.join(map(str, choices))}")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{name} {value} is out of range; allowed are {low} to {high}")

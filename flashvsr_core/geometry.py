@@ -1,0 +1,47 @@
+"""Sizes of one job: input, output and what the model computes on."""
+
+from dataclasses import dataclass
+
+from flashvsr_core.errors import UserError
+
+WINDOW_PIXELS = 128  # one attention window: 8 tokens of 16 output pixels
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Picture sizes in pixels. The output is exactly `scale` x the input; the model sees it padded right and bottom."""
+
+    width: int
+    height: int
+    scale: int
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise UserError(f"picture size {self.width}x{self.height} is empty; the smallest picture is 1x1")
+        if self.scale not in (2, 3, 4):
+            raise UserError(f"scale {self.scale} is not supported; choose 2, 3 or 4")
+
+    @property
+    def out_width(self) -> int:
+        return self.width * self.scale
+
+    @property
+    def out_height(self) -> int:
+        return self.height * self.scale
+
+    @property
+    def padded_width(self) -> int:
+        return _round_up(self.out_width)
+
+    @property
+    def padded_height(self) -> int:
+        return _round_up(self.out_height)
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """Attention windows of one slice: (rows, columns)."""
+        return self.padded_height // WINDOW_PIXELS, self.padded_width // WINDOW_PIXELS
+
+
+def _round_up(size: int) -> int:
+    return -(-size // WINDOW_PIXELS) * WINDOW_PIXELS
