@@ -1,0 +1,241 @@
+"""The streaming diffusion transformer (Wan 2.1 with locality-constrained sparse attention), one step at a time.
+
+Tokens stay in window order (slices of 2 latent frames, then windows of 8x8 tokens) from patch embedding to head, so
+attention needs no permutation; everything else works token by token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from flashvsr_core.kernels.block_attention import BlockAttention
+from flashvsr_core.kernels.block_mask import pool, select_blocks
+from flashvsr_core.models.layers import (
+    RmsNorm,
+    layer_norm,
+    modulate,
+    rope_angles,
+    rotate,
+    sinusoidal_embedding,
+)
+from flashvsr_core.registry import DitSpec
+
+WINDOW = (2, 8, 8)  # tokens of one attention window: latent frames, rows, columns
+WINDOW_TOKENS = 128
+_TIMESTEP = 1000.0
+
+_AXES = dict(zip("arc", WINDOW))
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """How attention chooses blocks: local window matrix (n x n windows of a slice), top-k, and the backend."""
+
+    local: Tensor
+    topk: int
+    attend: BlockAttention
+
+
+@dataclass(frozen=True)
+class DitConstants:
+    """What the fixed timestep and prompt determine: modulation (blocks 6 C), head (2 C), cross-attention keys, values."""
+
+    modulation: Tensor
+    head: Tensor
+    cross: list[tuple[Tensor, Tensor]]
+
+
+class KvRing:
+    """Keys and values one block remembers: `slots - 1` past slices and the current one, never concatenated.
+
+    Order does not matter to attention, so the newest slice overwrites the oldest in place.
+    """
+
+    def __init__(self, history: int) -> None:
+        self.slots = history + 1
+        self.filled = 0
+        self.next = 0
+        self.buffers: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def push(self, k: Tensor, v: Tensor, windows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Add a step's slices (B heads (slices*windows) 128 d); return all visible keys, values and pooled keys.
+
+        A stream's first step sees its own slices only (3 of them); every later step brings one.
+        """
+        new = (k, v, pool(k))
+        if self.buffers is None:
+            self._open(new, k.shape[2] // windows, windows)
+            return new
+        start = self.next * windows
+        for buffer, tensor in zip(self.buffers, new):
+            buffer[:, :, start : start + windows].copy_(tensor)
+        self.filled = max(self.filled, self.next + 1)
+        self.next = (self.next + 1) % self.slots
+        visible = self.filled * windows
+        keys, values, pooled = (buffer[:, :, :visible] for buffer in self.buffers)
+        return keys, values, pooled
+
+    def _open(self, new: tuple[Tensor, Tensor, Tensor], slices: int, windows: int) -> None:
+        kept = min(slices, self.slots - 1)
+        self.buffers = tuple(t.new_empty((*t.shape[:2], self.slots * windows, *t.shape[3:])) for t in new)  # type: ignore[assignment]
+        for buffer, tensor in zip(self.buffers or (), new):
+            buffer[:, :, : kept * windows].copy_(tensor[:, :, (slices - kept) * windows :])
+        self.filled, self.next = kept, kept % self.slots
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, spec: DitSpec) -> None:
+        super().__init__()
+        self.heads = spec.num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(spec.dim, spec.dim) for _ in range(4))
+        self.norm_q = RmsNorm(spec.dim, spec.eps)
+        self.norm_k = RmsNorm(spec.dim, spec.eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ring: KvRing, sparsity: Sparsity) -> Tensor:
+        q = self._windows(rotate(self._heads(self.norm_q(self.q(x))), cos, sin))
+        k = self._windows(rotate(self._heads(self.norm_k(self.k(x))), cos, sin))
+        v = self._windows(self._heads(self.v(x)))
+        keys, values, pooled = ring.push(k, v, sparsity.local.shape[0])
+        blocks = select_blocks(pool(q), pooled, sparsity.local, sparsity.topk)
+        out = sparsity.attend(q, keys, values, blocks)
+        return self.o(rearrange(out, "b h w t d -> b (w t) (h d)"))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b s (h d) -> b s h d", h=self.heads)
+
+    def _windows(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b (w t) h d -> b h w t d", t=WINDOW_TOKENS).contiguous()
+
+
+class CrossAttention(nn.Module):
+    """Attention to the fixed prompt; no RoPE, no mask."""
+
+    def __init__(self, spec: DitSpec) -> None:
+        super().__init__()
+        self.heads = spec.num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(spec.dim, spec.dim) for _ in range(4))
+        self.norm_q = RmsNorm(spec.dim, spec.eps)
+        self.norm_k = RmsNorm(spec.dim, spec.eps)
+
+    def prompt(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the embedded prompt (1 tokens C): each 1 heads tokens d."""
+        return self._heads(self.norm_k(self.k(context))), self._heads(self.v(context))
+
+    def forward(self, x: Tensor, prompt: tuple[Tensor, Tensor]) -> Tensor:
+        q = self._heads(self.norm_q(self.q(x)))
+        k, v = (t.expand(q.shape[0], -1, -1, -1) for t in prompt)
+        return self.o(rearrange(F.scaled_dot_product_attention(q, k, v), "b h s d -> b s (h d)"))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b s (h d) -> b h s d", h=self.heads)
+
+
+class Block(nn.Module):
+    def __init__(self, spec: DitSpec) -> None:
+        super().__init__()
+        self.eps = spec.eps
+        self.self_attn = SelfAttention(spec)
+        self.cross_attn = CrossAttention(spec)
+        self.norm3 = nn.LayerNorm(spec.dim, eps=spec.eps)
+        self.ffn = nn.Sequential(
+            nn.Linear(spec.dim, spec.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(spec.ffn_dim, spec.dim)
+        )
+        self.modulation = nn.Parameter(torch.zeros(1, 6, spec.dim))
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        prompt: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor],
+        ring: KvRing,
+        sparsity: Sparsity,
+    ) -> Tensor:
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
+        y = modulate(layer_norm(x, self.eps), shift, scale)
+        x = x + gate * self.self_attn(y, *rope, ring, sparsity)
+        x = x + self.cross_attn(self.norm3(x), prompt)
+        y = modulate(layer_norm(x, self.eps), ffn_shift, ffn_scale)
+        return x + ffn_gate * self.ffn(y)
+
+
+class Head(nn.Module):
+    def __init__(self, spec: DitSpec) -> None:
+        super().__init__()
+        self.eps = spec.eps
+        t, h, w = spec.patch_size
+        self.head = nn.Linear(spec.dim, spec.out_dim * t * h * w)
+        self.modulation = nn.Parameter(torch.zeros(1, 2, spec.dim))
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale = modulation
+        return self.head(modulate(layer_norm(x, self.eps), shift, scale))
+
+
+class Dit(nn.Module):
+    """Keys as published. `forward` predicts what one denoising step removes from the noise."""
+
+    def __init__(self, spec: DitSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        dim = spec.dim
+        self.patch_embedding = nn.Conv3d(spec.in_dim, dim, spec.patch_size, stride=spec.patch_size)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(spec.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(spec.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks: nn.ModuleList = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
+        self.head = Head(spec)
+
+    def constants(self, context: Tensor) -> DitConstants:
+        """Everything that depends only on timestep and prompt (context: 1 tokens text_dim)."""
+        weight = self.time_embedding[0].weight
+        time = self.time_embedding(sinusoidal_embedding(self.spec.freq_dim, _TIMESTEP).to(weight)[None])
+        projected = self.time_projection(time).unflatten(-1, (6, -1))
+        prompt = self.text_embedding(context.to(weight))
+        modulation = torch.cat([block.modulation + projected for block in self.blocks])  # type: ignore[operator]
+        return DitConstants(
+            modulation=modulation,
+            head=(self.head.modulation + time[:, None])[0],
+            cross=[block.cross_attn.prompt(prompt) for block in self.blocks],  # type: ignore[operator, union-attr]
+        )
+
+    def forward(
+        self,
+        latents: Tensor,
+        lq_tokens: Tensor,
+        first_latent: int,
+        rings: list[KvRing],
+        constants: DitConstants,
+        sparsity: Sparsity,
+    ) -> Tensor:
+        """latents: B C F h w, F even; lq_tokens: B (F h/2 w/2) dim; first_latent: absolute index of latent frame 0."""
+        x = self.patch_embedding(latents)
+        grid = dict(zip("fhw", (size // window for size, window in zip(x.shape[2:], WINDOW))))
+        x = rearrange(x, "b d (f a) (h r) (w c) -> b (f h w a r c) d", **_AXES)
+        x = x + rearrange(
+            lq_tokens, "b (f a h r w c) d -> b (f h w a r c) d", **grid, **_AXES
+        )  # fmt: skip
+        rope = _rope(self.spec.head_dim, grid, first_latent, x.device)
+        for block, modulation, prompt, ring in zip(self.blocks, constants.modulation, constants.cross, rings):
+            x = block(x, modulation, prompt, rope, ring, sparsity)
+        x = self.head(x, constants.head)
+        patch = dict(zip("xyz", self.spec.patch_size))
+        return rearrange(
+            x, "b (f h w a r c) (x y z d) -> b d (f a x) (h r y) (w c z)", **grid, **_AXES, **patch
+        )  # fmt: skip
+
+
+def _rope(head_dim: int, grid: dict[str, int], first_latent: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of every token's rotation, in window order, S x head_dim/2, float32."""
+    axes = (torch.arange(grid[axis] * window, device=device) for axis, window in zip("fhw", WINDOW))
+    frames, rows, columns = torch.meshgrid(*axes, indexing="ij")
+    positions = (
+        rearrange(p, "(f a) (h r) (w c) -> (f h w a r c)", **_AXES) for p in (frames + first_latent, rows, columns)
+    )
+    angles = rope_angles(head_dim, *positions)
+    return angles.cos().float(), angles.sin().float()

@@ -1,0 +1,67 @@
+"""Layers shared by the model's parts. All are stateless; what streams carry between steps is passed in and returned."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RmsNorm(nn.Module):
+    """RMS norm over the last dimension, computed in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+class ChannelRmsNorm(nn.Module):
+    """`normalize(x, dim=channels) * sqrt(C) * gamma` for tensors B C T H W (Wan 2.1)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1) * (x.shape[1] ** 0.5) * self.gamma
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last dimension without affine parameters."""
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+def sinusoidal_embedding(dim: int, position: float) -> Tensor:
+    """Timestep embedding `cat(cos, sin)` of `position * 10000^(-i/half)`, float64, shape (dim,)."""
+    half = dim // 2
+    angles = position * torch.pow(10000.0, -torch.arange(half, dtype=torch.float64) / half)
+    return torch.cat([angles.cos(), angles.sin()])
+
+
+def rope_angles(head_dim: int, frames: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Rotation angles of tokens at integer positions (each of shape S): float64, S x head_dim/2.
+
+    A head's pairs are shared out to frame, height and width as in Wan 2.1: d - 2*(d//3), d//3 and d//3 channels.
+    """
+    spatial = head_dim // 3
+    parts = ((frames, head_dim - 2 * spatial), (rows, spatial), (columns, spatial))
+    return torch.cat([_axis_angles(position, channels) for position, channels in parts], dim=-1)
+
+
+def _axis_angles(position: Tensor, channels: int) -> Tensor:
+    exponents = torch.arange(0, channels, 2, dtype=torch.float64, device=position.device)[: channels // 2] / channels
+    return torch.outer(position.double(), torch.pow(10000.0, -exponents))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate adjacent channel pairs. x: B S heads d; cos, sin: S x d/2 float32. Computed in float32."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)

@@ -1,0 +1,112 @@
+"""TCDecoder, the `tiny` decoder: latents and the enlarged input become frames; a child of TAEHV (Bohan, 2025)."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from flashvsr_core.registry import TcDecoderSpec
+
+FRAMES_PER_LATENT = 4
+_PATCH = 8  # output pixels of one latent pixel
+_LATENTS_PER_PASS = 2  # decoded side by side; bounds memory in a stream's first step, which has 6
+
+Memory = list[Tensor]
+
+
+class MemBlock(nn.Module):
+    """`relu(conv(cat[x, previous]) + x)`, previous = this block's input one time step earlier."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(2 * channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor, past: Tensor) -> Tensor:
+        return F.relu(self.conv(torch.cat([x, past], dim=1)) + x)
+
+
+class Clamp(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / 3) * 3
+
+
+class TimeGrow(nn.Module):
+    """1x1 convolution whose output channels are (time, C): each frame becomes `stride` frames."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(channels, channels * stride, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(self.conv(x), "n (s c) h w -> (n s) c h w", s=self.stride)
+
+
+class TcDecoder(nn.Module):
+    """Keys as published: `decoder` is numbered as there, layers without weights included."""
+
+    def __init__(self, spec: TcDecoderSpec) -> None:
+        super().__init__()
+        a, b, c, d = spec.channels
+        self.residual = spec.residual
+        condition = 3 * FRAMES_PER_LATENT * _PATCH**2
+        self.decoder = nn.Sequential(
+            Clamp(), nn.Conv2d(spec.latent_channels + condition, a, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(a, a, 3, padding=1, bias=False), nn.ReLU(),
+            MemBlock(a), MemBlock(a), MemBlock(a), nn.Upsample(scale_factor=2), TimeGrow(a, 1),
+            nn.Conv2d(a, b, 3, padding=1, bias=False),
+            MemBlock(b), MemBlock(b), MemBlock(b), nn.Upsample(scale_factor=2), TimeGrow(b, 2),
+            nn.Conv2d(b, c, 3, padding=1, bias=False),
+            MemBlock(c), MemBlock(c), MemBlock(c), nn.Upsample(scale_factor=2), TimeGrow(c, 2),
+            nn.Conv2d(c, d, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(d, d, 3, padding=1, bias=False), nn.ReLU(),
+            nn.Conv2d(d, 3, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, latents: Tensor, condition: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """latents: B C F h w; condition: B 3 T H W in [-1, 1], the frames to emit: T = 4F, or 4F - 3 in a stream's
+        first call (memory None). Returns frames B 3 T H W, not clamped (they reach beyond [-1, 1]), and the memory.
+        """
+        missing = FRAMES_PER_LATENT * latents.shape[2] - condition.shape[2]
+        if missing:
+            condition = torch.cat([condition[:, :, :1].expand(-1, -1, missing, -1, -1), condition], dim=2)
+        frames = []
+        for start in range(0, latents.shape[2], _LATENTS_PER_PASS):
+            part = slice(start, start + _LATENTS_PER_PASS)
+            pixels = condition[:, :, FRAMES_PER_LATENT * part.start : FRAMES_PER_LATENT * part.stop]
+            decoded, memory = self._decode(latents[:, :, part], pixels, memory)
+            frames.append(decoded)
+        out = torch.cat(frames, dim=2)[:, :, missing:]
+        if self.residual:
+            return condition[:, :, missing:] + self.residual * out, memory
+        return out * 2 - 1, memory
+
+    def _decode(self, latents: Tensor, condition: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        batch = latents.shape[0]
+        patches = rearrange(
+            condition, "b c (f t) (h p) (w q) -> b (c t p q) f h w", t=FRAMES_PER_LATENT, p=_PATCH, q=_PATCH
+        )
+        x = rearrange(torch.cat([patches, latents], dim=1), "b c f h w -> (b f) c h w")
+        kept: Memory = []
+        for layer in self.decoder:
+            if isinstance(layer, MemBlock):
+                previous = memory[len(kept)] if memory else None
+                past, last = _shift(x, previous, batch)
+                kept.append(last)
+                x = layer(x, past)
+            else:
+                x = layer(x)
+        return rearrange(x, "(b t) c h w -> b c t h w", b=batch), kept
+
+
+def _shift(x: Tensor, previous: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+    """One time step back: x is (b t) c h w, `previous` the last step of the call before (zeros at the start)."""
+    steps = rearrange(x, "(b t) c h w -> b t c h w", b=batch)
+    first = torch.zeros_like(steps[:, :1]) if previous is None else previous[:, None]
+    past = torch.cat([first, steps[:, :-1]], dim=1)
+    return rearrange(past, "b t c h w -> (b t) c h w"), steps[:, -1].clone()

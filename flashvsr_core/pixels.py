@@ -1,0 +1,106 @@
+"""Pixels in and out of the model: enlargement and padding before it, crop, quantisation and RGB to YUV after it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flashvsr_core.errors import UserError
+from flashvsr_core.geometry import Geometry
+
+# Kr, Kb of ITU-R BT.601, BT.709 and BT.2020 (non-constant luminance)
+_LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
+
+Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
+Pack = Callable[[Tensor], np.ndarray | Planes]
+
+
+@dataclass(frozen=True)
+class YuvLayout:
+    """How RGB becomes Y, U and V planes."""
+
+    subsampling: Literal["420", "422", "444"]
+    depth: Literal[8, 10, 12]
+    matrix: Literal["bt601", "bt709", "bt2020"]
+    full_range: bool = False
+
+
+def enlarge(frames: Tensor, geometry: Geometry) -> Tensor:
+    """uint8 or uint16 T H W 3 -> float32 T 3 H' W' in [-1, 1], exactly `scale` x the input (cubic kernel, a = -0.5)."""
+    peak = 255.0 if frames.dtype == torch.uint8 else 65535.0
+    x = frames.permute(0, 3, 1, 2).float() * (2 / peak) - 1
+    size = (geometry.out_height, geometry.out_width)
+    return F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
+
+
+def pad(x: Tensor, geometry: Geometry) -> Tensor:
+    """T 3 H W -> the padded size: right and bottom reflected, or replicated where the picture is smaller than that."""
+    right = geometry.padded_width - geometry.out_width
+    bottom = geometry.padded_height - geometry.out_height
+    x = F.pad(x, (0, right, 0, 0), mode="reflect" if right < geometry.out_width else "replicate")
+    return F.pad(x, (0, 0, 0, bottom), mode="reflect" if bottom < geometry.out_height else "replicate")
+
+
+def crop(x: Tensor, geometry: Geometry) -> Tensor:
+    return x[..., : geometry.out_height, : geometry.out_width]
+
+
+def rgb_packer(depth: Literal[8, 16]) -> Pack:
+    """Float T 3 H W in [-1, 1] -> uint8 or uint16 T H W 3 over the full range of the type."""
+    peak = 2**depth - 1
+    dtype = torch.uint8 if depth == 8 else torch.uint16
+
+    def pack(x: Tensor) -> np.ndarray:
+        levels = ((x.float() + 1) * (peak / 2)).round().clamp(0, peak)
+        return levels.permute(0, 2, 3, 1).contiguous().to(dtype).cpu().numpy()
+
+    return pack
+
+
+def yuv_packer(layout: YuvLayout) -> Pack:
+    """Float T 3 H W in [-1, 1] -> planes (Y, U, V), each T h w, uint8 or uint16 with `depth` bits in the low end."""
+
+    def pack(x: Tensor) -> Planes:
+        y, u, v = rgb_to_yuv(x, layout)
+        return y.cpu().numpy(), u.cpu().numpy(), v.cpu().numpy()
+
+    return pack
+
+
+def rgb_to_yuv(x: Tensor, layout: YuvLayout) -> tuple[Tensor, Tensor, Tensor]:
+    """Float RGB T 3 H W in [-1, 1] -> quantised Y, U, V. Chroma of 4:2:0 and 4:2:2 is sited left, as MPEG-2 and H.264 do."""
+    if layout.matrix not in _LUMA:
+        raise UserError(f"colour matrix {layout.matrix!r} is not known; choose one of {', '.join(_LUMA)}")
+    kr, kb = _LUMA[layout.matrix]
+    r, g, b = ((x.float() + 1) / 2).unbind(1)
+    y = kr * r + (1 - kr - kb) * g + kb * b
+    u = _subsample((b - y) / (2 * (1 - kb)), layout.subsampling)
+    v = _subsample((r - y) / (2 * (1 - kr)), layout.subsampling)
+    unit = 2 ** (layout.depth - 8)
+    peak = 2**layout.depth - 1
+    if layout.full_range:
+        scale, offset, chroma = float(peak), 0.0, float(peak)
+    else:
+        scale, offset, chroma = 219.0 * unit, 16.0 * unit, 224.0 * unit
+    dtype = torch.uint8 if layout.depth == 8 else torch.uint16
+    levels = (y * scale + offset, u * chroma + 128 * unit, v * chroma + 128 * unit)
+    luma, first, second = (level.round().clamp(0, peak).to(dtype) for level in levels)
+    return luma, first, second
+
+
+def _subsample(chroma: Tensor, subsampling: str) -> Tensor:
+    """T H W -> half width (filter 1 2 1 on even columns, sited left) and, for 4:2:0, half height (pairs averaged)."""
+    if subsampling == "444":
+        return chroma
+    height, width = chroma.shape[-2:]
+    chroma = F.pad(chroma[:, None], (1, 1 + width % 2, 0, 0), mode="replicate")[:, 0]
+    chroma = (chroma[..., 0:-2:2] + 2 * chroma[..., 1:-1:2] + chroma[..., 2::2]) / 4
+    if subsampling == "422":
+        return chroma
+    if height % 2:
+        chroma = torch.cat([chroma, chroma[:, -1:]], dim=1)
+    return (chroma[:, 0::2] + chroma[:, 1::2]) / 2
