@@ -50,12 +50,11 @@ def latents_of(frames: int, first_step: bool) -> int:
     return (frames - 1) // FRAMES_PER_LATENT if first_step else frames // FRAMES_PER_LATENT
 
 
-@torch.inference_mode()
 def step(net: Network, state: StreamState, frames: Tensor, noise: Tensor, sparsity: Sparsity) -> tuple[Tensor, Tensor]:
     """Advance one stream by one step.
 
-    frames: B 3 T H W, enlarged and padded, in [-1, 1], T = 25 in the first step, else 8. noise: B C F h w of the
-    step's latent frames. Returns the emitted input frames and their decoded counterparts (B 3 T' H W, not clamped;
+    frames: B 3 T H W float32, enlarged and padded, in [-1, 1], T = 25 in the first step, else 8 (the modules convert
+    to their own dtype). noise: B C F h w of the step's latent frames, in the modules' dtype. Returns the emitted input frames and their decoded counterparts (B 3 T' H W, not clamped;
     T' = 21, then 8).
     """
     condition = emitted_input(state, frames)

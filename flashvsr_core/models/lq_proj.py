@@ -31,6 +31,7 @@ class LqProj(nn.Module):
 
         Returns tokens B (n h w) C and the caches for the next call: two frames of each convolution's input.
         """
+        frames = frames.to(self.conv1.weight.dtype)
         if caches is None:
             caches = self._open(frames[:, :, :1])
             frames = frames[:, :, 1:]

@@ -91,7 +91,8 @@ class TcDecoder(nn.Module):
         patches = rearrange(
             condition, "b c (f t) (h p) (w q) -> b (c t p q) f h w", t=FRAMES_PER_LATENT, p=_PATCH, q=_PATCH
         )
-        x = rearrange(torch.cat([patches, latents], dim=1), "b c f h w -> (b f) c h w")
+        x = torch.cat([patches.to(latents.dtype), latents], dim=1)
+        x = rearrange(x, "b c f h w -> (b f) c h w")
         kept: Memory = []
         for layer in self.decoder:
             if isinstance(layer, MemBlock):

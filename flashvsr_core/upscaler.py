@@ -1,0 +1,201 @@
+"""The public surface of the core: load a model once, then turn iterators of frames into iterators of enlarged frames."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain, islice, repeat
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashvsr_core.color import CORRECTIONS
+from flashvsr_core.config import UpscaleParams
+from flashvsr_core.cuts import MarkedFrame, mark_cuts
+from flashvsr_core.errors import FlashvsrError, UserError
+from flashvsr_core.geometry import Geometry
+from flashvsr_core.kernels.block_attention import attention_backend
+from flashvsr_core.kernels.block_mask import local_window, top_k
+from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.noise import step_noise
+from flashvsr_core.pixels import Pack, Planes, crop, enlarge, pad, rgb_packer
+from flashvsr_core.registry import ModelSpec
+from flashvsr_core.segments import FIRST_READ, GRID, STEP
+from flashvsr_core.stream import LATENT_PIXELS, Network, StreamState, latents_of, open_stream, step
+from flashvsr_core.weights import Weights, build_network
+
+log = logging.getLogger(__name__)
+
+# Chosen from tests/bench/preroll.md.
+DEFAULT_PREROLL = 32
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_params(params: UpscaleParams, spec: ModelSpec, device: torch.device) -> UpscaleParams:
+    """Replace every `auto` by what this model and device type use, so that all workers of a job do the same."""
+    precision = params.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return replace(
+        params,
+        model=spec.name,  # type: ignore[arg-type]
+        precision=precision,
+        attention="torch" if params.attention == "auto" else params.attention,
+        color_fix=spec.color_fix if params.color_fix == "auto" else params.color_fix,
+        preroll=DEFAULT_PREROLL if params.preroll == "auto" else params.preroll,
+    )
+
+
+class Upscaler:
+    """One loaded model on one device. It holds no stream: `stream` may be called for any number of videos."""
+
+    def __init__(self, net: Network, spec: ModelSpec, params: UpscaleParams, device: torch.device) -> None:
+        if not params.is_resolved:
+            raise UserError(f"parameters still hold 'auto': {params}; resolve them with resolve_params() first")
+        self.net = net
+        self.spec = spec
+        self.params = params
+        self.device = device
+        self.dtype = DTYPES[params.precision]
+
+    @classmethod
+    def load(cls, weights: Weights, params: UpscaleParams, device: torch.device | str = "cpu") -> "Upscaler":
+        """Build the model's modules from `weights` on `device`; `auto` parameters are resolved."""
+        device = torch.device(device)
+        resolved = resolve_params(params, weights.spec, device)
+        if resolved.precision == "fp32":
+            # float32 was asked for; TF32 would keep 10 bits of mantissa.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+        net = build_network(weights, DTYPES[resolved.precision], device)
+        return cls(net, weights.spec, resolved, device)
+
+    def stream(
+        self,
+        frames: Iterable[np.ndarray],
+        *,
+        first: int = 0,
+        emit: tuple[int, int] | None = None,
+        pack: Pack | None = None,
+    ) -> Iterator[np.ndarray | Planes]:
+        """Upscale consecutive frames of one video.
+
+        frames: chunks T H W 3 (uint8 or uint16), the first of them frame number `first` of the video. Emitted are
+        frames `emit` = [start, stop) of the video (default: all that were read from `first` on, which must then lie on the
+        grid of 8), in chunks made by `pack` (default: T H W 3 in the depth of the input). Frames before `start` serve
+        as context for scene cuts, and `params.preroll` of them are streamed and dropped. Reads no further than needed.
+        """
+        singles = (frame for chunk in frames for frame in chunk)
+        opening = next(singles, None)
+        if opening is None:
+            raise UserError("there are no frames to upscale; at least 1 is needed")
+        height, width = opening.shape[:2]
+        run = _Run(self, Geometry(width, height, self.params.scale), pack or _same_depth(opening))
+        start, stop = emit or (first, None)
+        if start % GRID:
+            raise UserError(f"frame {start} cannot start a segment; use a multiple of {GRID}")
+        preroll = self.params.preroll if isinstance(self.params.preroll, int) else 0
+        marked = mark_cuts(chain([opening], singles), first, self.params.scenes)
+        for shot in _shots(_begin(marked, max(0, start - preroll), start)):
+            yield from run.shot(shot, start, stop)
+            if run.done(stop):
+                return
+
+
+class _Run:
+    """One call of `Upscaler.stream`: geometry, sparsity and how far it has come."""
+
+    def __init__(self, upscaler: Upscaler, geometry: Geometry, pack: Pack) -> None:
+        self.net = upscaler.net
+        self.params = upscaler.params
+        self.device = upscaler.device
+        self.dtype = upscaler.dtype
+        self.geometry = geometry
+        self.pack = pack
+        self.emitted_to = 0
+        rows, columns = geometry.windows
+        topk = top_k(rows * columns, self.params.sparse_ratio, geometry.padded_height, geometry.padded_width)
+        local = local_window(rows, columns, self.params.local_range).to(self.device)
+        self.sparsity = Sparsity(local, topk, attention_backend(self.params.attention))
+        latent_size = (geometry.padded_height // LATENT_PIXELS, geometry.padded_width // LATENT_PIXELS)
+        self.noise_shape = (upscaler.spec.dit.in_dim, *latent_size)
+
+    def done(self, stop: int | None) -> bool:
+        return stop is not None and self.emitted_to >= stop
+
+    def shot(self, shot: Iterator[MarkedFrame], start: int, stop: int | None) -> Iterator[np.ndarray | Planes]:
+        """Stream one scene from the grid point at or below its first frame; emit what lies in [start, stop)."""
+        opening = next(shot)
+        origin = opening.index // GRID * GRID
+        lead = repeat(opening.pixels, opening.index - origin)
+        pixels = chain(lead, [opening.pixels], (frame.pixels for frame in shot))
+        start = max(start, opening.index)
+        state = open_stream(self.net, self.params.kv_ratio, origin)
+        position, end, last = origin, origin, opening.pixels
+        want = FIRST_READ
+        while True:
+            read = list(islice(pixels, want))
+            end += len(read)
+            last = read[-1] if read else last
+            read += [last] * (want - len(read))
+            # The input may end with a full read; the next one is then empty and known to be the end.
+            out = self._step(state, read, position)
+            low, high = max(start, position), min(end, position + len(out), stop or end)
+            if high > low:
+                yield self.pack(out[low - position : high - position])
+            position += len(out)
+            self.emitted_to = min(position, end)
+            if position >= end or self.done(stop):
+                return
+            want = STEP
+
+    @torch.inference_mode()
+    def _step(self, state: StreamState, frames: list[np.ndarray], position: int) -> Tensor:
+        """One step: returns the emitted frames T 3 H W float32 in [-1, 1], colour-corrected and cropped."""
+        pixels = torch.from_numpy(np.stack(frames)).to(self.device)
+        source = pad(enlarge(pixels, self.geometry), self.geometry).transpose(0, 1)[None]
+        count = latents_of(len(frames), first_step=state.waiting is None)
+        noise = step_noise(self.params.seed, state.next_latent, count, self.noise_shape).to(self.device, self.dtype)
+        condition, decoded = step(self.net, state, source, noise, self.sparsity)
+        out, reference = (crop(x[0].transpose(0, 1).float(), self.geometry) for x in (decoded, condition))
+        if not torch.isfinite(out).all():
+            bad = next(i for i, frame in enumerate(out) if not torch.isfinite(frame).all())
+            raise FlashvsrError(
+                f"frame {position + bad} came out of the model as NaN or infinity in {self.params.precision}; "
+                f"try --precision fp32"
+            )
+        return CORRECTIONS[self.params.color_fix](out, reference)
+
+
+def _same_depth(frame: np.ndarray) -> Pack:
+    return rgb_packer(8 if frame.dtype == np.uint8 else 16)
+
+
+def _begin(marked: Iterator[MarkedFrame], base: int, start: int) -> Iterator[MarkedFrame]:
+    """Drop what came only as context for cuts, and what lies before the last cut up to `start`: it is never seen."""
+    head: list[MarkedFrame] = []
+    for frame in marked:
+        if frame.index < base:
+            continue
+        head = [frame] if frame.cut else [*head, frame]
+        if frame.index >= start:
+            break
+    return chain(head, marked)
+
+
+def _shots(frames: Iterator[MarkedFrame]) -> Iterator[Iterator[MarkedFrame]]:
+    """Group frames into scenes lazily; each scene must be consumed before the next."""
+    opening = next(frames, None)
+
+    def scene(first: MarkedFrame) -> Iterator[MarkedFrame]:
+        nonlocal opening
+        yield first
+        for frame in frames:
+            if frame.cut:
+                opening = frame
+                return
+            yield frame
+        opening = None
+
+    while opening is not None:
+        yield scene(opening)
