@@ -66,7 +66,9 @@ class UpscaleParams:
         if self.preroll != "auto":
             _within("preroll", self.preroll, 0, 512)
             if self.preroll % GRID:
-                raise UserError(f"preroll {self.preroll} must be a multiple of {GRID}; try {-(-self.preroll // GRID) * GRID}")
+                raise UserError(
+                    f"preroll {self.preroll} must be a multiple of {GRID}; try {-(-self.preroll // GRID) * GRID}"
+                )
 
     @property
     def is_resolved(self) -> bool:
@@ -82,6 +84,10 @@ class ComputeParams:
 
     devices: str = "auto"
     """auto (the first GPU, else the CPU), cpu, all, or GPU numbers such as 0,2."""
+    models_dir: str | None = None
+    """Folder with published weights; default: the user's cache directory."""
+    work_dir: str | None = None
+    """Folder for fetched sources and work files; default: the user's cache directory."""
 
     def __post_init__(self) -> None:
         if self.devices not in ("auto", "cpu", "all") and not all(d.isdigit() for d in self.devices.split(",")):

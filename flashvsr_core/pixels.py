@@ -72,7 +72,7 @@ def yuv_packer(layout: YuvLayout) -> Pack:
 
 
 def rgb_to_yuv(x: Tensor, layout: YuvLayout) -> tuple[Tensor, Tensor, Tensor]:
-    """Float RGB T 3 H W in [-1, 1] -> quantised Y, U, V. Chroma of 4:2:0 and 4:2:2 is sited left, as MPEG-2 and H.264 do."""
+    """Float RGB T 3 H W in [-1, 1] -> quantised Y, U, V. Subsampled chroma is sited left, as in MPEG-2 and H.264."""
     if layout.matrix not in _LUMA:
         raise UserError(f"colour matrix {layout.matrix!r} is not known; choose one of {', '.join(_LUMA)}")
     kr, kb = _LUMA[layout.matrix]

@@ -30,7 +30,7 @@ class Network:
 
 @dataclass
 class StreamState:
-    """All that one stream carries: position, keys and values per block, LQ caches, decoder memory, frames not yet emitted."""
+    """All that one stream carries: position, keys and values, LQ caches, decoder memory, frames not yet emitted."""
 
     rings: list[KvRing]
     next_latent: int  # absolute latent frame of the video that the next step starts with
@@ -54,8 +54,8 @@ def step(net: Network, state: StreamState, frames: Tensor, noise: Tensor, sparsi
     """Advance one stream by one step.
 
     frames: B 3 T H W float32, enlarged and padded, in [-1, 1], T = 25 in the first step, else 8 (the modules convert
-    to their own dtype). noise: B C F h w of the step's latent frames, in the modules' dtype. Returns the emitted input frames and their decoded counterparts (B 3 T' H W, not clamped;
-    T' = 21, then 8).
+    to their own dtype). noise: B C F h w of the step's latent frames, in the modules' dtype. Returns the emitted
+    input frames and their decoded counterparts (B 3 T' H W, not clamped; T' = 21, then 8).
     """
     condition = emitted_input(state, frames)
     latents = denoise(net, state, frames, noise, sparsity)

@@ -1,4 +1,4 @@
-"""The public surface of the core: load a model once, then turn iterators of frames into iterators of enlarged frames."""
+"""The public surface of the core: load a model once, then turn iterators of frames into enlarged ones."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -36,11 +36,14 @@ def resolve_params(params: UpscaleParams, spec: ModelSpec, device: torch.device)
     precision = params.precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    attention = params.attention
+    if attention == "auto":
+        attention = "triton" if device.type == "cuda" else "torch"
     return replace(
         params,
         model=spec.name,  # type: ignore[arg-type]
         precision=precision,
-        attention="torch" if params.attention == "auto" else params.attention,
+        attention=attention,
         color_fix=spec.color_fix if params.color_fix == "auto" else params.color_fix,
         preroll=DEFAULT_PREROLL if params.preroll == "auto" else params.preroll,
     )
@@ -67,7 +70,7 @@ class Upscaler:
             # float32 was asked for; TF32 would keep 10 bits of mantissa.
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
-        net = build_network(weights, DTYPES[resolved.precision], device)
+        net = build_network(weights, DTYPES[resolved.precision], device, resolved.mode)
         return cls(net, weights.spec, resolved, device)
 
     def stream(
@@ -81,8 +84,7 @@ class Upscaler:
         """Upscale consecutive frames of one video.
 
         frames: chunks T H W 3 (uint8 or uint16), the first of them frame number `first` of the video. Emitted are
-        frames `emit` = [start, stop) of the video (default: all that were read from `first` on, which must then lie on the
-        grid of 8), in chunks made by `pack` (default: T H W 3 in the depth of the input). Frames before `start` serve
+        frames `emit` = [start, stop) of the video (default: all from `first` on, which must then lie on the grid of 8), in chunks made by `pack` (default: T H W 3 in the depth of the input). Frames before `start` serve
         as context for scene cuts, and `params.preroll` of them are streamed and dropped. Reads no further than needed.
         """
         singles = (frame for chunk in frames for frame in chunk)

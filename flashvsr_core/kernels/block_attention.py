@@ -25,7 +25,9 @@ def attend_torch(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor) -> Tensor:
                 if chosen.numel():
                     keys = k[b, h].index_select(0, chosen).flatten(0, 1)
                     values = v[b, h].index_select(0, chosen).flatten(0, 1)
-                    out[b, h, w] = F.scaled_dot_product_attention(q[b, h, w][None], keys[None], values[None])[0]
+                    # Four dimensions: with fewer, PyTorch takes its slow path, which stores all weights.
+                    parts = (x[None, None] for x in (q[b, h, w], keys, values))
+                    out[b, h, w] = F.scaled_dot_product_attention(*parts)[0, 0]
     return out
 
 

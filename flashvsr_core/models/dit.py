@@ -41,7 +41,7 @@ class Sparsity:
 
 @dataclass(frozen=True)
 class DitConstants:
-    """What the fixed timestep and prompt determine: modulation (blocks 6 C), head (2 C), cross-attention keys, values."""
+    """What timestep and prompt, both fixed, determine: modulation (blocks 6 C), head (2 C), cross keys and values."""
 
     modulation: Tensor
     head: Tensor

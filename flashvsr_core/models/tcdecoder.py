@@ -32,8 +32,12 @@ class MemBlock(nn.Module):
 
 
 class Clamp(nn.Module):
+    def __init__(self, limit: float = 3.0) -> None:
+        super().__init__()
+        self.limit = limit
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x / 3) * 3
+        return torch.tanh(x / self.limit) * self.limit
 
 
 class TimeGrow(nn.Module):
@@ -48,6 +52,18 @@ class TimeGrow(nn.Module):
         return rearrange(self.conv(x), "n (s c) h w -> (n s) c h w", s=self.stride)
 
 
+class ShuffleGrow(nn.Module):
+    """Convolution and pixel shuffle: each frame becomes `stride` frames of twice the size in `out` channels."""
+
+    def __init__(self, channels: int, out: int, stride: int, kernel: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(channels, out * stride * 4, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(self.conv(x), "n (s c p q) h w -> (n s) c (h p) (w q)", s=self.stride, p=2, q=2)
+
+
 class TcDecoder(nn.Module):
     """Keys as published: `decoder` is numbered as there, layers without weights included."""
 
@@ -55,15 +71,26 @@ class TcDecoder(nn.Module):
         super().__init__()
         a, b, c, d = spec.channels
         self.residual = spec.residual
-        condition = 3 * FRAMES_PER_LATENT * _PATCH**2
+        self.condition = spec.condition
+        first = spec.latent_channels + (3 * FRAMES_PER_LATENT * _PATCH**2 if spec.condition else 0)
+        at_8, at_4, at_2 = ([MemBlock(n) for _ in range(count)] for n, count in zip((a, b, c), spec.blocks))
+        opening = (Clamp(spec.clamp), nn.Conv2d(first, a, 3, padding=1), nn.ReLU(),
+                   nn.Conv2d(a, a, 3, padding=1, bias=False), nn.ReLU(), *at_8)  # fmt: skip
+        if spec.shuffle:
+            self.decoder = nn.Sequential(
+                *opening, ShuffleGrow(a, b, 1), *at_4, ShuffleGrow(b, c, 2), *at_2, ShuffleGrow(c, d, 2, kernel=3)
+            )
+            at = {4: b, 2: c}
+            # From the frames of one time step at this resolution: 4 of them at 1/4, 2 at 1/2.
+            self.detail = nn.ModuleDict({str(n): nn.Conv2d(3 * n**3, at[n], 3, padding=1) for n in spec.detail})
+            return
+        self.detail = nn.ModuleDict()
         self.decoder = nn.Sequential(
-            Clamp(), nn.Conv2d(spec.latent_channels + condition, a, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(a, a, 3, padding=1, bias=False), nn.ReLU(),
-            MemBlock(a), MemBlock(a), MemBlock(a), nn.Upsample(scale_factor=2), TimeGrow(a, 1),
+            *opening, nn.Upsample(scale_factor=2), TimeGrow(a, 1),
             nn.Conv2d(a, b, 3, padding=1, bias=False),
-            MemBlock(b), MemBlock(b), MemBlock(b), nn.Upsample(scale_factor=2), TimeGrow(b, 2),
+            *at_4, nn.Upsample(scale_factor=2), TimeGrow(b, 2),
             nn.Conv2d(b, c, 3, padding=1, bias=False),
-            MemBlock(c), MemBlock(c), MemBlock(c), nn.Upsample(scale_factor=2), TimeGrow(c, 2),
+            *at_2, nn.Upsample(scale_factor=2), TimeGrow(c, 2),
             nn.Conv2d(c, d, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(d, d, 3, padding=1, bias=False), nn.ReLU(),
             nn.Conv2d(d, 3, 3, padding=1),
         )  # fmt: skip
@@ -88,11 +115,15 @@ class TcDecoder(nn.Module):
 
     def _decode(self, latents: Tensor, condition: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         batch = latents.shape[0]
-        patches = rearrange(
-            condition, "b c (f t) (h p) (w q) -> b (c t p q) f h w", t=FRAMES_PER_LATENT, p=_PATCH, q=_PATCH
-        )
-        x = torch.cat([patches.to(latents.dtype), latents], dim=1)
+        x = latents
+        if self.condition:
+            patches = rearrange(
+                condition, "b c (f t) (h p) (w q) -> b (c t p q) f h w", t=FRAMES_PER_LATENT, p=_PATCH, q=_PATCH
+            )
+            x = torch.cat([patches.to(latents.dtype), latents], dim=1)
         x = rearrange(x, "b c f h w -> (b f) c h w")
+        details = self.details(condition, latents.dtype) if self.detail else {}
+        scale = _PATCH
         kept: Memory = []
         for layer in self.decoder:
             if isinstance(layer, MemBlock):
@@ -102,7 +133,24 @@ class TcDecoder(nn.Module):
                 x = layer(x, past)
             else:
                 x = layer(x)
+                if isinstance(layer, ShuffleGrow):
+                    scale //= 2
+                    x = x + details[scale] if scale in details else x
         return rearrange(x, "(b t) c h w -> b c t h w", b=batch), kept
+
+    def details(self, condition: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
+        """What the condition (B 3 T H W) adds by resolution: its high frequencies, convolved; (b t/n) C H/n W/n."""
+        high = high_frequencies(rearrange(condition, "b c t h w -> (b t) c h w")).to(dtype)
+        return {
+            int(n): conv(rearrange(high, "(b t) c (h p) (w q) -> b (t c p q) h w", t=int(n), p=int(n), q=int(n)))
+            for n, conv in self.detail.items()
+        }
+
+
+def high_frequencies(x: Tensor) -> Tensor:
+    """4 x (x - its mean over 9x9 pixels). N C H W."""
+    low = F.avg_pool2d(x, (9, 1), stride=1, padding=(4, 0), count_include_pad=False)
+    return 4 * (x - F.avg_pool2d(low, (1, 9), stride=1, padding=(0, 4), count_include_pad=False))
 
 
 def _shift(x: Tensor, previous: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Golden numbers of the published FlashVSR modules at a small size: every JSON + safetensors pair of FLASHVSR_GOLDEN."""
+"""Golden numbers of the published modules at a small size: every JSON + safetensors pair of FLASHVSR_GOLDEN."""
 
 import json
 import os
@@ -17,13 +17,19 @@ from flashvsr_core.kernels.block_mask import local_window, pool, select_blocks
 from flashvsr_core.models.dit import Dit, Sparsity
 from flashvsr_core.models.lq_proj import LqProj
 from flashvsr_core.models.tcdecoder import TcDecoder
-from flashvsr_core.registry import DitSpec, LqSpec, TcDecoderSpec
+from flashvsr_core.models.wan_vae import WanVaeDecoder
+from flashvsr_core.registry import DitSpec, LqSpec, TcDecoderSpec, VaeSpec
 from flashvsr_core.stream import Network, denoise, emitted_input, open_stream
 from tests.core.formula import draw, fill, relative_error, video
 
 TOLERANCE = 5e-6
 COLOR_TOLERANCE = 1e-5
 VERSIONS = {"v1.0": "buffer", "v1.1": "causal"}
+
+# Where the golden tests run: `FLASHVSR_DEVICE=cuda pytest -k golden`, with TF32 off.
+DEVICE = torch.device(os.environ.get("FLASHVSR_DEVICE") or "cpu")
+torch.backends.cudnn.allow_tf32 = False
+torch.backends.cuda.matmul.allow_tf32 = False
 
 GOLDEN = Path(os.environ.get("FLASHVSR_GOLDEN") or Path(__file__).parents[1] / "golden")
 SETS = sorted(p for p in GOLDEN.glob("*.json") if p.name != "checkpoint_keys.json")
@@ -45,7 +51,7 @@ class GoldenSet:
     def sparsity(self) -> Sparsity:
         rows, columns = self.windows
         topk = int((rows * columns) ** 2 * self.meta["topk_ratio"]) - 1
-        local = local_window(rows, columns, self.meta["local_range"])
+        local = local_window(rows, columns, self.meta["local_range"]).to(DEVICE)
         return Sparsity(local, topk, attention_backend("torch"))
 
 
@@ -67,8 +73,8 @@ def run(request: pytest.FixtureRequest, golden: GoldenSet) -> dict[str, Any]:
     meta, salt = golden.meta, golden.meta["salt"]
     height, width = golden.size
     net = network(golden, VERSIONS[version])
-    frames = video(meta["F"], height, width)
-    noise = draw("noise", (1, 16, (meta["F"] - 1) // 4, height // 8, width // 8), salt)
+    frames = video(meta["F"], height, width).to(DEVICE)
+    noise = draw("noise", (1, 16, (meta["F"] - 1) // 4, height // 8, width // 8), salt).to(DEVICE)
     state = open_stream(net, meta["kv_ratio"], first_frame=0)
     result: dict[str, Any] = {"version": version, "net": net, "lq": [], "latents": [], "conditions": [], "frames": []}
     read = latent = 0
@@ -101,8 +107,10 @@ def network(golden: GoldenSet, kind: Any) -> Network:
     decoder = TcDecoder(TcDecoderSpec(channels))  # type: ignore[arg-type]
     assert {k: list(v.shape) for k, v in decoder.state_dict().items()} == keys
     fill(decoder, "tcdecoder.", salt)
+    for module in (dit, lq, decoder):
+        module.to(DEVICE)
     with torch.inference_mode():
-        constants = dit.constants(draw("context", (1, 32, spec.text_dim), salt))
+        constants = dit.constants(draw("context", (1, 32, spec.text_dim), salt).to(DEVICE))
     return Network(dit, lq, decoder, constants)
 
 
@@ -158,8 +166,8 @@ def test_golden_block_mask(golden: GoldenSet) -> None:
         for name, count in (("mask.q", n), ("mask.k", 4 * n))
     )
     sparsity = golden.sparsity()
-    blocks = select_blocks(pool(q), pool(k), sparsity.local, sparsity.topk)
-    assert torch.equal(blocks, golden.tensors["mask.128"].bool())
+    blocks = select_blocks(pool(q.to(DEVICE)), pool(k.to(DEVICE)), sparsity.local, sparsity.topk)
+    assert torch.equal(blocks.cpu(), golden.tensors["mask.128"].bool())
 
 
 def test_golden_local_window(golden: GoldenSet) -> None:
@@ -168,3 +176,28 @@ def test_golden_local_window(golden: GoldenSet) -> None:
     assert torch.equal(local_window(rows, columns, span), golden.tensors["mask.local"].bool())
     assert torch.equal(local_window(6, 11, 11), golden.tensors["mask.local_6x11_r11"].bool())
     assert int(local_window(12, 20, 9).sum()) == golden.meta["mask.local_12x20_r9_sum"]
+
+
+def wan_vae(golden: GoldenSet) -> WanVaeDecoder:
+    vae = WanVaeDecoder(VaeSpec(golden.meta["vae"]["dim"], golden.meta["vae"]["z_dim"]))
+    fill(vae, "vae.", golden.meta["salt"])
+    return vae.to(DEVICE)
+
+
+def test_golden_vae(golden: GoldenSet) -> None:
+    latents, expected = golden.tensors["vae.latents"].to(DEVICE), golden.tensors["vae.frames"]
+    with torch.inference_mode():
+        frames, _ = wan_vae(golden)(latents, latents, None)
+    assert frames.shape[2] == 4 * latents.shape[2] - 3 == expected.shape[2]
+    assert relative_error(frames[..., ::2, ::2], expected) < TOLERANCE
+
+
+def test_golden_vae_chunked_equals_whole(golden: GoldenSet) -> None:
+    vae, latents = wan_vae(golden), golden.tensors["vae.latents"].to(DEVICE)
+    with torch.inference_mode():
+        whole, _ = vae(latents, latents, None)
+        memory, parts = None, []
+        for chunk in latents.tensor_split([latents.shape[2] // 2], dim=2):
+            frames, memory = vae(chunk, chunk, memory)
+            parts.append(frames)
+    assert torch.equal(whole, torch.cat(parts, dim=2))

@@ -41,7 +41,9 @@ def weights() -> Weights:
 def clip(frames: int, height: int = 48, width: int = 64, dtype: type = np.uint8, scene: int = 0) -> np.ndarray:
     """A moving pattern, T H W 3, never two frames alike; `scene` changes it altogether."""
     t, y, x, c = np.ogrid[:frames, :height, :width, :3]
-    wave = np.sin(0.2 * x + 0.3 * t + c + 2 * scene) + np.cos(0.15 * y * (1 + 0.1 * c) - 0.2 * t) * (1 - 2 * (scene % 2))
+    wave = np.sin(0.2 * x + 0.3 * t + c + 2 * scene) + np.cos(0.15 * y * (1 + 0.1 * c) - 0.2 * t) * (
+        1 - 2 * (scene % 2)
+    )
     wave = wave / 4 + 0.5 + 0.2 * (1 - 2 * (scene % 2))
     return (wave.clip(0, 1) * np.iinfo(dtype).max).astype(dtype)
 
@@ -130,7 +132,13 @@ def test_reads_no_further_than_it_needs(weights: Weights) -> None:
 def test_seed_and_parameters_change_pixels(weights: Weights) -> None:
     frames = clip(25, 96, 128)  # several windows, so that the mask has something to choose
     base = run(Upscaler.load(weights, PARAMS), frames)
-    for change in ({"seed": 1}, {"sparse_ratio": 0.1}, {"local_range": 1}, {"color_fix": "adain"}, {"color_fix": "wavelet"}):
+    for change in (
+        {"seed": 1},
+        {"sparse_ratio": 0.1},
+        {"local_range": 1},
+        {"color_fix": "adain"},
+        {"color_fix": "wavelet"},
+    ):
         assert not np.array_equal(run(Upscaler.load(weights, replace(PARAMS, **change)), frames), base), change  # type: ignore[arg-type]
 
 
@@ -149,7 +157,7 @@ def test_sixteen_bit_frames_keep_their_depth(weights: Weights) -> None:
 def test_nan_is_an_error_that_names_the_frame(weights: Weights) -> None:
     broken = Upscaler.load(weights, PARAMS)
     broken.net.decode.decoder[26].bias.data.fill_(float("nan"))  # type: ignore[attr-defined]
-    with pytest.raises(FlashvsrError, match="frame 0 .*NaN"):
+    with pytest.raises(FlashvsrError, match=r"frame 0 .*NaN"):
         run(broken, clip(5))
 
 

@@ -1,0 +1,34 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both make .venv once and reuse it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-system lint bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	mkdir -p demo
+	$(BIN)/flashvsr run assets/bbb.mp4 demo/bbb_4x.mp4 --segment-frames 32
+	@echo "The enlarged clip is demo/bbb_4x.mp4."
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not system and not gpu" -rs --durations=15
+
+test-system: $(STAMP)
+	$(BIN)/python -m pytest -m "system and not gpu" -rs --timeout=1200 --durations=15
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench.run_cpu
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,168 @@
+"""Wan 2.1 VAE decoder, the `full` decoder: latents become frames, one latent frame at a time.
+
+Own module rather than a library's. Read for the choice: Wan 2.1's `wan/modules/vae.py` and the `AutoencoderKLWan` family
+(diffusers' and sglang's child of it). All of them keep the feature cache in attributes of the module, clear it when
+`decode()` begins and ends, and return the whole video from one call: a stream would have to reach into their private
+`_feat_map`, two streams could not share the weights, and the family's keys would need a rename table. What is left
+without encoder, tiling and config machinery is this file; its keys are the published ones, its memory is an argument.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from flashvsr_core.models.layers import ChannelRmsNorm
+from flashvsr_core.registry import VaeSpec
+
+FRAMES_PER_LATENT = 4
+_PAST = 2  # frames of its past that each convolution over time sees
+_LEVELS = (4, 4, 2, 1)  # channels of the resolutions 1/8, 1/4, 1/2, 1, in units of `spec.dim`
+_BLOCKS = 3  # residual blocks at each resolution
+_DOUBLES_TIME = (True, True, False)  # which of the three enlargements also doubles the frames
+_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+         0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
+_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
+
+Memory = list[Tensor]
+
+
+class Past:
+    """What the convolutions over time remember, in the order in which they run: two frames of each one's input."""
+
+    def __init__(self, memory: Memory | None) -> None:
+        self.first = memory is None  # the stream's first latent frame is being decoded
+        self.old = memory
+        self.new: Memory = []
+
+    def before(self, x: Tensor) -> Tensor:
+        """`x` (B C T H W) with two frames of its past in front: zeros at the start of a stream."""
+        past = self._zeros(x) if self.old is None else self.old[len(self.new)]
+        x = torch.cat([past, x], dim=2)
+        self.new.append(x[:, :, -_PAST:].clone())
+        return x
+
+    def skip(self, x: Tensor) -> None:
+        """The convolution whose turn it is does not see `x`; its past stays empty."""
+        self.new.append(self._zeros(x))
+
+    def _zeros(self, x: Tensor) -> Tensor:
+        return x.new_zeros((*x.shape[:2], _PAST, *x.shape[3:]))
+
+
+class CausalConv(nn.Conv3d):
+    """3x3x3 convolution whose window in time ends at the frame itself."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=(0, 1, 1))
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:  # type: ignore[override]
+        return super().forward(past.before(x))
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            ChannelRmsNorm(inputs), nn.SiLU(), CausalConv(inputs, outputs),
+            ChannelRmsNorm(outputs), nn.SiLU(), nn.Identity(), CausalConv(outputs, outputs),
+        )  # fmt: skip
+        self.shortcut = nn.Conv3d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        y = x
+        for layer in self.residual:
+            y = layer(y, past) if isinstance(layer, CausalConv) else layer(y)
+        return self.shortcut(x) + y
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention with one head among the pixels of each frame."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelRmsNorm(channels, axes=2)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        batch, height = x.shape[0], x.shape[3]
+        frames = rearrange(x, "b c t h w -> (b t) c h w")
+        qkv = rearrange(self.to_qkv(self.norm(frames)), "n (p c) h w -> p n 1 (h w) c", p=3)
+        y = F.scaled_dot_product_attention(*qkv.contiguous().unbind(0))
+        y = self.proj(rearrange(y, "n 1 (h w) c -> n c h w", h=height))
+        return x + rearrange(y, "(b t) c h w -> b c t h w", b=batch)
+
+
+class Enlarge(nn.Module):
+    """Twice the height and width, half the channels; with `time`, also twice the frames, but for the stream's first."""
+
+    def __init__(self, channels: int, time: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="nearest-exact"), nn.Conv2d(channels, channels // 2, 3, padding=1)
+        )
+        self.time_conv = nn.Conv3d(channels, 2 * channels, (3, 1, 1)) if time else None
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        batch = x.shape[0]
+        if self.time_conv is not None and past.first:
+            past.skip(x)
+        elif self.time_conv is not None:
+            x = rearrange(self.time_conv(past.before(x)), "b (s c) t h w -> b c (t s) h w", s=2)
+        x = self.resample(rearrange(x, "b c t h w -> (b t) c h w"))
+        return rearrange(x, "(b t) c h w -> b c t h w", b=batch)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, spec: VaeSpec) -> None:
+        super().__init__()
+        widths = [level * spec.dim for level in _LEVELS]
+        self.conv1 = CausalConv(spec.z_dim, widths[0])
+        self.middle = nn.ModuleList(
+            [ResidualBlock(widths[0], widths[0]), AttentionBlock(widths[0]), ResidualBlock(widths[0], widths[0])]
+        )
+        layers: list[nn.Module] = []
+        inputs = widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(_BLOCKS):
+                layers.append(ResidualBlock(inputs, width))
+                inputs = width
+            if level < len(_DOUBLES_TIME):
+                layers.append(Enlarge(width, _DOUBLES_TIME[level]))
+                inputs = width // 2
+        self.upsamples = nn.ModuleList(layers)
+        self.head = nn.Sequential(ChannelRmsNorm(inputs), nn.SiLU(), CausalConv(inputs, 3))
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        x = self.conv1(x, past)
+        for layer in (*self.middle, *self.upsamples):
+            x = layer(x, past)
+        norm, activation, conv = self.head
+        return conv(activation(norm(x)), past)
+
+
+class WanVaeDecoder(nn.Module):
+    """Keys as published (`decoder.*`, `conv2.*` of Wan2.1_VAE.pth)."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        super().__init__()
+        self.conv2 = nn.Conv3d(spec.z_dim, spec.z_dim, 1)
+        self.decoder = _Decoder(spec)
+
+    def forward(self, latents: Tensor, condition: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """latents: B 16 F h w, as the DiT leaves them; condition is not used (the other decoder's is).
+
+        A stream's first latent frame (memory None) gives 1 frame, every other 4. Returns frames B 3 T H W, not clamped
+        (they reach beyond [-1, 1]), and the memory, whose size does not depend on the length of the video.
+        """
+        mean, std = (latents.new_tensor(v, dtype=torch.float32)[:, None, None, None] for v in (_MEAN, _STD))
+        x = self.conv2((latents * std + mean).to(latents.dtype))
+        frames = []
+        for latent in x.split(1, dim=2):
+            past = Past(memory)
+            frames.append(self.decoder(latent, past))
+            memory = past.new
+        assert memory is not None, "there is at least one latent frame"
+        return torch.cat(frames, dim=2), memory

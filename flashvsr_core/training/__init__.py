@@ -1,0 +1,1 @@
+"""How the embedded model `nano` was made: data, degradations, the loop, evaluation and export."""

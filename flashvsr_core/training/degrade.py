@@ -1,0 +1,95 @@
+"""From clean frames to the small, damaged ones that a model is given. All on the frames' own device."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flashvsr_core.training.jpeg import jpeg
+
+Frames = Tensor
+"""T 3 H W float32 in [0, 1]."""
+
+_PLAIN_SHARE = 1 / 3
+_KERNELS = ("bicubic", "bilinear", "area")
+
+
+def reduce(frames: Frames, scale: int, kernel: str = "bicubic") -> Frames:
+    """Antialiased reduction by a whole number; sides must be multiples of it."""
+    if kernel == "area":
+        return F.avg_pool2d(frames, scale)
+    size = [n // scale for n in frames.shape[-2:]]
+    return F.interpolate(frames, size=size, mode=kernel, antialias=True, align_corners=False).clamp(0, 1)
+
+
+def blur(frames: Frames, sigma: float) -> Frames:
+    """Gaussian blur with replicated borders."""
+    reach = max(1, int(3 * sigma + 0.5))
+    x = torch.arange(-reach, reach + 1, device=frames.device, dtype=torch.float32)
+    row = torch.exp(-x.square() / (2 * sigma**2))
+    row = (row / row.sum()).expand(3, 1, 1, -1)
+    x = F.pad(frames, (reach,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(x, row, groups=3), row.transpose(2, 3), groups=3)
+
+
+def add_noise(frames: Frames, sigma: float, generator: torch.Generator | None = None) -> Frames:
+    """Gaussian noise, sigma in levels of 255. A CPU `generator` makes it repeatable."""
+    device = "cpu" if generator else frames.device
+    noise = torch.randn(frames.shape, generator=generator, device=device).to(frames.device)
+    return (frames + noise * (sigma / 255)).clamp(0, 1)
+
+
+def quantise(frames: Frames) -> Frames:
+    return (frames * 255).round() / 255
+
+
+def plain(truth: Frames, scale: int) -> Frames:
+    """Plain reduction to 8 bits."""
+    return quantise(reduce(truth, scale))
+
+
+def mild(truth: Frames, scale: int, seed: int = 0) -> Frames:
+    """What figures on degraded input are measured with: reduced, then blur 0.8, noise 2/255, JPEG 75, in small pixels."""
+    small = blur(reduce(truth, scale), 0.8)
+    small = quantise(add_noise(small, 2, torch.Generator().manual_seed(seed)))
+    return jpeg(small, 75)
+
+
+DEGRADATIONS: dict[str, Callable[[Frames, int], Frames]] = {"plain": plain, "mild": mild}
+
+
+def random_degradation(truth: Frames, scale: int, rng: np.random.Generator) -> Frames:
+    """A third plain; else blur, noise, JPEG and an intermediate size in random order and strength. 8 bits at the end."""
+    if rng.random() < _PLAIN_SHARE:
+        return plain(truth, scale)
+    small = reduce(truth, scale, str(rng.choice(_KERNELS, p=(0.7, 0.15, 0.15))))
+    for step in rng.permutation(4):
+        small = _STEPS[step](small, rng)
+    return quantise(small.clamp(0, 1))
+
+
+def _random_blur(frames: Frames, rng: np.random.Generator) -> Frames:
+    return blur(frames, float(rng.uniform(0.3, 1.2))) if rng.random() < 0.75 else frames
+
+
+def _random_noise(frames: Frames, rng: np.random.Generator) -> Frames:
+    return add_noise(frames, float(rng.uniform(0.5, 5))) if rng.random() < 0.75 else frames
+
+
+def _random_jpeg(frames: Frames, rng: np.random.Generator) -> Frames:
+    return jpeg(frames.clamp(0, 1), int(rng.integers(55, 96))) if rng.random() < 0.75 else frames
+
+
+def _random_resize(frames: Frames, rng: np.random.Generator) -> Frames:
+    """To another size and back, as material that was scaled before has been."""
+    if rng.random() > 0.2:
+        return frames
+    factor = rng.uniform(0.75, 1.3)
+    size = [max(8, int(n * factor)) for n in frames.shape[-2:]]
+    resized = F.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(resized, size=frames.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+_STEPS = (_random_blur, _random_noise, _random_jpeg, _random_resize)

@@ -1,0 +1,65 @@
+"""Initial values. Two traps are known: small decoders learn nothing from zero, and patches of pixels are badly conditioned."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from flashvsr_core.models.lq_proj import _unshuffle
+from flashvsr_core.models.tcdecoder import MemBlock, ShuffleGrow
+from flashvsr_core.training.unroll import Model
+
+_SPREAD = 0.05  # of the random part beside whitened weights
+_LATENT_STD = 3.0  # of what the DiT starts with: well above the noise, of which a small DiT can remove little
+_FLOOR = 1e-3  # share of the largest eigenvalue below which whitening no longer amplifies
+
+
+@torch.no_grad()
+def initialise(model: Model, condition: Tensor) -> None:
+    """Fill `model`; `condition` (B 3 T H W in [-1, 1], T >= 9) is typical input."""
+    lq, dit, decoder = model.lq_proj, model.dit, model.tcdecoder
+    patches = _unshuffle(condition)
+    _whiten(lq.conv1, patches, taps=(2, 3))
+    hidden = F.silu(lq.norm1(lq.conv1(F.pad(patches, (1, 1, 1, 1, 0, 0), mode="replicate"))))
+    _whiten(lq.conv2, hidden, taps=(0, 1, 2, 3))
+    for norm in (lq.norm1, lq.norm2):
+        norm.gamma.fill_(2**0.5)
+    nn.init.orthogonal_(lq.linear_layers[0].weight)
+    dit.patch_embedding.weight.mul_(0.2)
+    for block in dit.blocks:
+        block.modulation.zero_()  # type: ignore[operator, union-attr]
+        block.modulation[:, (2, 5)] = 1.0  # type: ignore[index]
+        for layer in (block.self_attn.o, block.cross_attn.o, block.ffn[2]):  # type: ignore[union-attr, index]
+            layer.weight.mul_(0.5)  # type: ignore[operator, union-attr]
+    dit.time_projection[1].weight.mul_(0.01)
+    dit.time_projection[1].bias.zero_()
+    dit.time_embedding[2].weight.mul_(0.01)
+    nn.init.normal_(dit.head.head.weight, std=_LATENT_STD / dit.head.head.in_features**0.5)
+    for layer in decoder.decoder:
+        if isinstance(layer, MemBlock):
+            layer.conv[4].weight.mul_(0.3)
+    for layer in decoder.decoder.children():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+    next(x for x in decoder.decoder if isinstance(x, nn.Conv2d)).weight.mul_(1 / _LATENT_STD)
+    last = [x for x in decoder.decoder if isinstance(x, ShuffleGrow | nn.Conv2d)][-1]
+    last = last.conv if isinstance(last, ShuffleGrow) else last
+    nn.init.normal_(last.weight, std=0.01)
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+
+def _whiten(conv: nn.Conv3d, x: Tensor, taps: tuple[int, ...]) -> None:
+    """Let `conv` give the leading principal components, of unit variance, of its middle column at time steps `taps`.
+
+    x: B C T h w. A bias of 1 keeps the components on the side of SiLU that loses nothing, and lets the norm that follows
+    know the contrast.
+    """
+    columns = rearrange(x.unfold(2, conv.kernel_size[0], conv.stride[0])[..., list(taps)], "b c t h w k -> (b t h w) (c k)")
+    mean = columns.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((columns - mean).T.double()))
+    out = conv.out_channels
+    values, vectors = values.flip(0)[:out], vectors.flip(1)[:, :out]
+    rows = (vectors / values.clamp(min=_FLOOR * values[0]).sqrt()).T.float()
+    nn.init.normal_(conv.weight, std=_SPREAD / (conv.in_channels * len(taps) * 9) ** 0.5)
+    conv.weight[:, :, list(taps), 1, 1] = rows.unflatten(1, (-1, len(taps)))
+    conv.bias.copy_(1 - rows @ mean)  # type: ignore[union-attr]

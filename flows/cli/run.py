@@ -1,0 +1,101 @@
+"""`flashvsr run`: upscale one video here and now."""
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.cli import options
+from flows.cli.server import prefect_api
+
+if TYPE_CHECKING:
+    from tasks.report import RunReport
+
+
+def run(
+    source: options.Source,
+    output: options.Output = None,
+    model: options.ModelOption = "auto",
+    mode: options.ModeOption = "tiny",
+    scale: options.ScaleOption = 4,
+    sparse_ratio: options.SparseOption = 2.0,
+    kv_ratio: options.KvOption = 3.0,
+    local_range: options.LocalOption = 11,
+    color_fix: options.ColorOption = "auto",
+    seed: options.SeedOption = 0,
+    precision: options.PrecisionOption = "auto",
+    attention: options.AttentionOption = "auto",
+    devices: options.DevicesOption = "auto",
+    scenes: options.ScenesOption = "auto",
+    segment_frames: options.SegmentOption = 512,
+    preroll: options.PrerollOption = None,
+    codec: options.CodecOption = "h264",
+    crf: options.CrfOption = None,
+    preset: options.PresetOption = "medium",
+    pix_fmt: options.PixFmtOption = "auto",
+    store: options.StoreOption = None,
+    models_dir: options.ModelsDirOption = None,
+    work_dir: options.WorkDirOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an OUTPUT that this job did not make.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything anew.")] = False,
+    keep_segments: Annotated[bool, typer.Option("--keep-segments", help="Keep segments after publishing.")] = False,
+    allow_truncated: options.TruncatedOption = False,
+    verify: Annotated[
+        Literal["joins", "full"], typer.Option("--verify", help="joins, or full: decode the whole result.")
+    ] = "joins",
+    as_json: options.JsonOption = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every event.")] = False,
+) -> None:
+    """Upscale SOURCE into OUTPUT. A run that was killed goes on where it stopped when the command is given again."""
+    params = options.upscale_params(
+        model, mode, scale, sparse_ratio, kv_ratio, local_range, color_fix, seed, precision, attention, scenes, preroll
+    )
+    compute = options.compute_params(devices, models_dir, work_dir)
+    begun = time.monotonic()
+    console = Console(stderr=True)
+    with prefect_api():
+        # Imported late: Prefect reads where its server is when it is imported.
+        from flows.cli.progress import shown
+        from flows.upscale_video import upscale_video
+        from tasks.media.encode import EncodeParams
+
+        encode = EncodeParams(codec=codec, crf=crf, preset=preset, pix_fmt=pix_fmt)  # type: ignore[arg-type]
+        with shown(console, verbose):
+            report = upscale_video(
+                source,
+                output,
+                params=params,
+                encode=encode,
+                compute=compute,
+                store=store,
+                segment_frames=segment_frames,
+                force=force,
+                fresh=fresh,
+                keep_segments=keep_segments,
+                allow_truncated=allow_truncated,
+                verify=verify,
+            )
+    console.print(_summary(report, time.monotonic() - begun))
+    if as_json:
+        print(json.dumps(report.to_json()))
+
+
+def _summary(report: "RunReport", elapsed: float) -> Table:
+    table = Table(box=None, show_header=False, title=report.status, title_justify="left")
+    rows = [
+        ("input", f"{report.source}  {report.source_width}x{report.source_height}"),
+        ("output", f"{report.output.url}  {report.width}x{report.height}, {report.output.bytes / 1e6:.1f} MB"),
+        ("frames", f"{report.frames}"),
+        ("elapsed", f"{elapsed:.1f} s, of which the job {report.seconds:.1f} s, {report.fps:.2f} fps"),
+        ("segments", f"{report.segments_computed} computed, {report.segments_reused} reused"),
+        ("peak memory", f"{report.peak_memory_bytes / 2**30:.2f} GiB on {', '.join(report.devices)}"),
+        ("job", report.job),
+    ]
+    rows += [("fallback", text) for text in report.fallbacks] + [("note", text) for text in report.notes]
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    return table

@@ -1,0 +1,125 @@
+"""Prefect's own server for one command: quiet, on a free loopback port, and gone however the command ends."""
+
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import platformdirs
+import psutil
+
+from flashvsr_core.errors import FlashvsrError
+from tasks.storage.local import locked
+
+_QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+}
+
+
+@contextmanager
+def prefect_api() -> Iterator[None]:
+    """Make a Prefect API available to this process; must be entered before `prefect` is imported.
+
+    Where PREFECT_API_URL is set, that server is used. Otherwise one is started as a child, with a database of its own
+    that is thrown away, so that commands side by side never wait for each other's database.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        for name in ("PREFECT_LOGGING_LEVEL", "DO_NOT_TRACK"):
+            os.environ.setdefault(name, _QUIET[name])
+        yield
+        return
+    home = platformdirs.user_cache_path("flashvsr") / f"prefect-{version('prefect')}"
+    home.mkdir(parents=True, exist_ok=True)
+    # A profile of the user's must not send this command to some other server.
+    os.environ |= _QUIET | {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
+    database = home / f"run-{os.getpid()}-{secrets.token_hex(4)}.db"
+    try:
+        with _template(home) as template:
+            shutil.copyfile(template, database)
+        with _serving(database) as url:
+            os.environ["PREFECT_API_URL"] = url
+            yield
+    finally:
+        _remove(database)
+
+
+@contextmanager
+def _template(home: Path) -> Iterator[Path]:
+    """An empty, migrated database of this Prefect version: making one takes 5 to 15 seconds, copying it none."""
+    template = home / "template.db"
+    with locked(str(home / "template.lock")):
+        _sweep(home)
+        if not template.exists():
+            fresh = home / "fresh.db"
+            _remove(fresh)
+            with _serving(fresh):
+                pass
+            _checkpoint(fresh)
+            fresh.rename(template)
+        yield template
+
+
+@contextmanager
+def _serving(database: Path) -> Iterator[str]:
+    """Run the server on `database`; yields its API URL. It ends when its standard input is closed, so also with us."""
+    errors = database.with_suffix(".log")
+    env = os.environ | {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}"}
+    with errors.open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli.serve_child"],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for this command: the server must stay until the flow has said goodbye
+        )
+    try:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        if not line:
+            raise FlashvsrError(f"Prefect's server did not start: {errors.read_text(errors='replace')[-2000:]}")
+        yield json.loads(line)["url"]
+    finally:
+        assert child.stdin is not None
+        child.stdin.close()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        errors.unlink(missing_ok=True)
+
+
+def _checkpoint(database: Path) -> None:
+    """Fold the write-ahead log into the file, so that the file alone can be copied."""
+    connection = sqlite3.connect(database)
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.close()
+
+
+def _remove(database: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{database}{suffix}").unlink(missing_ok=True)
+
+
+def _sweep(home: Path) -> None:
+    """Remove databases of commands that were killed."""
+    for database in home.glob("run-*.db"):
+        pid = int(database.name.split("-")[1])
+        if not psutil.pid_exists(pid):
+            _remove(database)
+            database.with_suffix(".log").unlink(missing_ok=True)

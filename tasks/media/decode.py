@@ -1,0 +1,190 @@
+"""Exactly the frames asked for, as RGB: a worker reads its own range from the middle of any file."""
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.container
+import av.video
+import av.video.frame
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from flashvsr_core.errors import BadInput, FlashvsrError
+from tasks.media.probe import VideoInfo
+from tasks.media.source import open_source, os_reason
+
+CHUNK = 8  # frames per array, the model's step
+# Where a seek lands too late (transport streams, leading frames of open groups) the next one goes this far back.
+STEPS_BACK = (0, 2, 4, 8, 16)  # seconds; then the start of the file
+# swscale's fast paths are up to 3 levels off; with these flags 8 bits are within 0.51 of exact arithmetic. Do not add
+# FULL_CHR_H_INP: with 10-bit 4:2:0 it gives garbage (libswscale of PyAV 18.1).
+FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+COLORSPACE = {"bt601": Colorspace.SMPTE170M, "bt709": Colorspace.ITU709, "bt2020": Colorspace.BT2020}
+
+
+def read_frames(path: str | Path, info: VideoInfo, start: int, stop: int) -> Generator[np.ndarray, None, None]:
+    """Frames [start, stop) in arrays of 1 to 8 frames, T H W 3 RGB as coded (rotation is carried by the merge).
+
+    uint8 for sources of 8 bits, uint16 over the full 0..65535 for deeper ones. Raises BadInput naming the frame that is
+    missing, damaged or of another size.
+    """
+    if not 0 <= start <= stop <= info.frames:
+        raise FlashvsrError(f"frames [{start}, {stop}) are outside the {info.frames} frames of {str(path)!r}")
+    if start == stop:
+        return
+    times = info.timestamps.array[start:stop]
+    convert = RgbConverter(info)
+    decoded = _from_time(path, info, start) if info.timed else _counted(path, info, start)
+    chunk: list[np.ndarray] = []
+    with closing(decoded):
+        for number, time in enumerate(times.tolist(), start):
+            frame = next(decoded, None)
+            if frame is None:
+                raise BadInput(_fault(path, info, number, "is missing: the video ends before it"))
+            if info.timed and frame.pts != time:
+                raise BadInput(_fault(path, info, number, f"is missing: expected at tick {time}, found {frame.pts}"))
+            if frame.is_corrupt:
+                raise BadInput(_fault(path, info, number, "is damaged"))
+            if (frame.width, frame.height) != (info.width, info.height):
+                size = f"is {frame.width}x{frame.height}, the video {info.width}x{info.height}"
+                raise BadInput(_fault(path, info, number, size))
+            chunk.append(convert(frame))
+            if len(chunk) == CHUNK:
+                yield np.stack(chunk)
+                chunk = []
+    if chunk:
+        yield np.stack(chunk)
+
+
+class RgbConverter:
+    """Frames to RGB arrays with the video's matrix and range, whatever single frames claim."""
+
+    def __init__(self, info: VideoInfo) -> None:
+        self._reformatter = VideoReformatter()
+        self._format = "rgb24" if info.bit_depth <= 8 else "rgb48le"
+        self._colorspace = COLORSPACE[info.matrix]
+        self._range = ColorRange.JPEG if info.full_range else ColorRange.MPEG
+        self._correction: np.ndarray | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """One frame -> H W 3, uint8 or uint16."""
+        if (
+            frame.format.is_rgb
+            and frame.format.name in av.video.frame.supported_np_pix_fmts
+            and self._format != "rgb24"
+        ):
+            return self._corrected(frame, frame.to_ndarray())  # swscale would lose precision here
+        rgb = self._reformatter.reformat(
+            frame,
+            format=self._format,
+            src_colorspace=self._colorspace,
+            dst_colorspace=self._colorspace,
+            src_color_range=ColorRange.JPEG if frame.format.is_rgb else self._range,
+            dst_color_range=ColorRange.JPEG,
+            interpolation=FLAGS,
+            threads=1,  # the result must not depend on the machine
+        ).to_ndarray()
+        if self._format == "rgb24":
+            return rgb
+        return self._corrected(frame, rgb)
+
+    def _corrected(self, frame: av.VideoFrame, rgb: np.ndarray) -> np.ndarray:
+        """uint16 H W 3 or 4 with the white that `frame` has -> H W 3 over 0..65535."""
+        if self._correction is None:
+            self._correction = _white_correction(frame, self._range == ColorRange.MPEG)
+        return self._correction[rgb[..., :3]]
+
+
+def _white_correction(frame: av.VideoFrame, limited: bool) -> np.ndarray:
+    """uint16 table: swscale's 16-bit RGB has its white at 255 * 256 (limited range) or at the coded peak shifted up.
+
+    Measured with PyAV 18.1: uncorrected, 10-bit white comes out 4 codes dark; corrected, within 0.05 of a code.
+    """
+    depth = max(component.bits for component in frame.format.components)
+    if frame.format.is_rgb:  # taken as it is
+        white = 2**depth - 1
+    else:
+        white = 255 << 8 if limited else (2**depth - 1) << (16 - depth)
+    levels = np.arange(65536, dtype=np.uint64)
+    return np.minimum(65535, (levels * 65535 + white // 2) // white).astype(np.uint16)
+
+
+def _counted(path: str | Path, info: VideoInfo, start: int) -> Generator[av.VideoFrame, None, None]:
+    """Frames from number `start` of a file without usable times: decode from its beginning and count."""
+    with open_source(path) as container:
+        stream = _prepare(container, info)
+        number = 0
+        try:
+            for frame in container.decode(stream):
+                if number >= start:
+                    yield frame
+                number += 1
+        except av.FFmpegError as error:
+            raise BadInput(_fault(path, info, number, f"cannot be decoded ({os_reason(error)})")) from error
+
+
+def _from_time(path: str | Path, info: VideoInfo, start: int) -> Generator[av.VideoFrame, None, None]:
+    """Frames from number `start`: seek, look at what comes first, and seek further back where that is too late."""
+    target = info.timestamps.pts(start)
+    first = info.timestamps.pts(0)
+    for back in STEPS_BACK:
+        position = target - int(back / Fraction(*info.time_base))
+        if position <= first:
+            break
+        with open_source(path) as container:
+            stream = _prepare(container, info)
+            found = False
+            number = start
+            try:
+                container.seek(position, stream=stream, backward=True)
+                for frame in _exactly_from(target, container, stream):
+                    found = True
+                    yield frame
+                    number += 1
+            except av.FFmpegError as error:
+                if found:
+                    raise BadInput(_fault(path, info, number, f"cannot be decoded ({os_reason(error)})")) from error
+            if found:
+                return
+    with open_source(path) as container:
+        number = 0
+        try:
+            for frame in container.decode(_prepare(container, info)):
+                if frame.pts is None or frame.pts >= target:
+                    yield frame
+                number += frame.pts is not None and frame.pts >= first
+        except av.FFmpegError as error:
+            raise BadInput(_fault(path, info, number, f"cannot be decoded ({os_reason(error)})")) from error
+
+
+def _exactly_from(
+    target: int, container: av.container.InputContainer, stream: av.video.VideoStream
+) -> Iterator[av.VideoFrame]:
+    """Frames from `target` on; nothing where this seek did not land safely before it."""
+    frames = container.decode(stream)
+    frame = next(frames, None)
+    if frame is None or frame.pts is None or frame.pts > target or (frame.pts == target and not frame.key_frame):
+        return
+    while frame is not None and frame.pts is not None and frame.pts < target:
+        frame = next(frames, None)
+    if frame is None or frame.pts != target:
+        return
+    yield frame
+    yield from frames
+
+
+def _prepare(container: av.container.InputContainer, info: VideoInfo) -> av.video.VideoStream:
+    stream = container.streams[info.stream_index]
+    assert isinstance(stream, av.video.VideoStream)
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _fault(path: str | Path, info: VideoInfo, number: int, finding: str) -> str:
+    return (
+        f"{str(path)!r}: frame {number} of {info.frames} {finding}; copy the file again, have ffmpeg conceal the "
+        "damage (ffmpeg -i IN OUT), or cut the video before that frame"
+    )

@@ -1,0 +1,245 @@
+"""Segments and the source's other streams become one file; only what its container cannot hold is converted."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import av.codec
+import av.container
+import av.video
+import ffmpeg
+from ffmpeg.nodes import FilterableStream
+
+from flashvsr_core.errors import FlashvsrError
+from tasks.media.encode import SMALLEST_TIMESCALE, EncodeParams
+from tasks.media.ffmpeg import run_ffmpeg
+from tasks.media.probe import StreamInfo, VideoInfo
+from tasks.media.source import FORMATS, PROTOCOLS, file_url, open_source, os_reason, video_streams
+
+MUXER = {"mp4": "mp4", "mov": "mov", "mkv": "matroska"}
+TEXT_SUBTITLES = {"subrip", "ass", "ssa", "webvtt", "mov_text", "text", "ttml"}
+STYLED_SUBTITLES = {"ass", "ssa"}
+TEXT_TARGET = {"mp4": "mov_text", "mov": "mov_text", "mkv": "subrip"}
+TEXT_TARGET_NAME = {"mov_text": "mov_text", "subrip": "srt"}
+EXPERIMENTAL = {"truehd"}  # ffmpeg refuses these in mp4 and mov without a switch that few players follow
+PICTURES = {"mp4": {"mjpeg", "png"}, "mov": {"mjpeg", "png"}, "mkv": {"mjpeg", "png", "bmp", "gif", "webp"}}
+WITH_ALPHA = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya8", "ya16", "pal8")  # beginnings of pixel formats
+AUDIO_BITRATE = "256k"  # where a container forces a conversion to AAC
+VFR_TIMESCALE = 90_000  # ticks per second where the source's own time base does not fit into mp4
+CHAPTER_TRACKS = {"bin_data", "text", "mov_text"}  # how mp4 stores chapters; -map_chapters carries them
+
+
+@dataclass
+class _Carried:
+    """How the source's streams travel: maps of stream numbers, codecs by output stream, notes."""
+
+    indices: list[int] = field(default_factory=list)
+    codecs: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: {"a": 0, "s": 0, "v": 1})
+
+    def add(self, stream: StreamInfo, kind: str, codec: str | None = None) -> None:
+        self.indices.append(stream.index)
+        if kind in self.counts:
+            if codec:
+                self.codecs[f"c:{kind}:{self.counts[kind]}"] = codec
+                if kind == "a":
+                    self.codecs[f"b:a:{self.counts[kind]}"] = AUDIO_BITRATE
+            self.counts[kind] += 1
+
+
+def merge(
+    segments: Sequence[tuple[str | Path, int]],
+    source_path: str | Path,
+    info: VideoInfo,
+    encode: EncodeParams,
+    output_path: str | Path,
+    program: str | None = None,
+) -> tuple[str, ...]:
+    """Join `segments` (file, frames), add the source's sound, subtitles, chapters and metadata, write `output_path`.
+
+    Returns notes: what the container could not hold as it was. The caller publishes the file (it is written in place).
+    """
+    frames = sum(count for _, count in segments)
+    if frames != info.frames:
+        raise FlashvsrError(f"the segments have {frames} frames, the video {info.frames}; segments are missing")
+    carried = _carry(info, encode)
+    with tempfile.TemporaryDirectory(prefix=".merge-", dir=Path(output_path).resolve().parent) as folder:
+        listing = _write_list(Path(folder), segments, Fraction(*info.frame_rate))
+        concat = {"format": "concat", "safe": "0", "protocol_whitelist": PROTOCOLS}
+        rate = Fraction(*info.frame_rate)
+        timescale = rate.numerator * -(-SMALLEST_TIMESCALE // rate.numerator)
+        picture: FilterableStream
+        if info.constant_rate:
+            picture = ffmpeg.input(str(listing), itsoffset=f"{info.start_time:.6f}", **concat)
+        else:
+            joined, timed = Path(folder, "joined.mp4"), Path(folder, "timed.mp4")
+            plain = ffmpeg.input(str(listing), **concat)
+            scales = {"movie_timescale": timescale, "video_track_timescale": timescale}
+            run_ffmpeg(ffmpeg.output(plain["v:0"], file_url(joined), format="mp4", c="copy", **scales), program)
+            timescale = _vfr_timescale(info)
+            _retime(joined, timed, info, timescale)
+            picture = ffmpeg.input(
+                file_url(timed), itsoffset=f"{info.start_time:.6f}", protocol_whitelist=PROTOCOLS, format="mov"
+            )
+        source = ffmpeg.input(file_url(source_path), protocol_whitelist=PROTOCOLS, format_whitelist=FORMATS)
+        # With no stream to carry, a map that matches nothing keeps the source an input: its metadata is wanted.
+        others = [source[str(index)] for index in carried.indices] or [source["t:9999?"]]
+        streams = [picture["v:0"], *others]
+        options = _output_options(info, encode, timescale) | carried.codecs
+        run_ffmpeg(ffmpeg.output(*streams, file_url(output_path), **options), program)
+    return tuple(carried.notes)
+
+
+def _output_options(info: VideoInfo, encode: EncodeParams, timescale: int) -> dict[str, str | int]:
+    options: dict[str, str | int] = {
+        "format": MUXER[encode.container],
+        "c": "copy",
+        "map_metadata": 1,
+        "map_chapters": 1,
+    }
+    if encode.container != "mkv":
+        options |= {"movie_timescale": timescale, "video_track_timescale": timescale, "movflags": "+faststart"}
+        if encode.codec == "h265":
+            options["tag:v:0"] = "hvc1"  # what Apple players need
+    video = next(stream for stream in info.streams if stream.index == info.stream_index)
+    if video.default:
+        options["disposition:v:0"] = "default"
+    # Two spellings of the first stream, since ffmpeg-python gives an option once. (-map_metadata:s would do it too, and
+    # would switch off ffmpeg's own copying of every other stream's language.)
+    if video.language and video.language != "und":
+        options["metadata:s:v:0"] = f"language={video.language}"
+    if video.title:
+        options["metadata:s:0"] = f"title={video.title}"
+    return options
+
+
+def _carry(info: VideoInfo, encode: EncodeParams) -> _Carried:
+    """Decide for every stream of the source: copied, converted or left out, and say what is not copied."""
+    carried = _Carried()
+    container = encode.container
+    if info.pix_fmt.startswith(WITH_ALPHA):
+        carried.notes.append("the transparency of the video was left out: neither h264 nor h265 holds it")
+    for stream in info.streams:
+        if stream.index == info.stream_index:
+            continue
+        label = _label(stream)
+        if stream.kind == "audio":
+            if stream.codec in holds(container):
+                carried.add(stream, "a")
+            else:
+                carried.add(stream, "a", "aac")
+                carried.notes.append(f"{label} was converted to aac: {container} cannot hold it; mkv can")
+        elif stream.kind == "subtitle":
+            _carry_subtitle(carried, stream, label, container)
+        elif stream.cover and stream.codec in PICTURES[container]:
+            carried.add(stream, "v")
+        elif stream.kind == "attachment" and container == "mkv":
+            carried.add(stream, "t")
+        elif stream.kind == "video" and not stream.cover:
+            carried.notes.append(f"{label} was left out: one video stream is upscaled, the first")
+        elif not (stream.kind == "data" and info.chapters and stream.codec in CHAPTER_TRACKS):
+            remedy = "; mkv can" if stream.kind == "attachment" else ""
+            carried.notes.append(f"{label} was left out: {container} cannot hold it{remedy}")
+    return carried
+
+
+def _carry_subtitle(carried: _Carried, stream: StreamInfo, label: str, container: str) -> None:
+    if stream.codec in holds(container):
+        carried.add(stream, "s")
+    elif stream.codec in TEXT_SUBTITLES:
+        target = TEXT_TARGET[container]
+        carried.add(stream, "s", TEXT_TARGET_NAME[target])
+        lost = " without its styling" if stream.codec in STYLED_SUBTITLES else ""
+        carried.notes.append(f"{label} was converted to {target}{lost}: {container} cannot hold {stream.codec}")
+    else:
+        remedy = "; mkv can" if container != "mkv" and stream.codec in holds("mkv") else ""
+        carried.notes.append(f"{label} was left out: {container} cannot hold it{remedy}")
+
+
+def _label(stream: StreamInfo) -> str:
+    language = f", {stream.language}" if stream.language and stream.language != "und" else ""
+    kind = "cover art" if stream.cover else stream.kind
+    return f"{kind} stream {stream.index} ({stream.codec}{language})"
+
+
+@lru_cache
+def holds(container: str) -> frozenset[str]:
+    """Names of the codecs that may be copied into a container, as libavformat says."""
+    # Nothing is written: the file is created with the first packet.
+    with av.open(os.devnull, "w", format=MUXER[container]) as output:
+        names = output.supported_codecs
+    canonical = set()
+    for name in names:
+        try:
+            canonical.add(av.codec.Codec(name, "r").canonical_name)
+        except av.codec.codec.UnknownCodecError:  # an encoder without a decoder of that name
+            canonical.add(av.codec.Codec(name, "w").canonical_name)
+    return frozenset(canonical - (EXPERIMENTAL if container != "mkv" else set()))
+
+
+def _write_list(folder: Path, segments: Sequence[tuple[str | Path, int]], rate: Fraction) -> Path:
+    """ffconcat list. Links give files plain names whatever their paths contain; durations stop drift at joins."""
+    lines = ["ffconcat version 1.0"]
+    for number, (path, frames) in enumerate(segments):
+        link = folder / f"{number:06d}.mp4"
+        link.symlink_to(Path(path).resolve())
+        lines += [f"file {link.name}", f"duration {float(frames / rate):.6f}"]
+    listing = folder / "list.ffconcat"
+    listing.write_text("\n".join(lines) + "\n")
+    return listing
+
+
+def _vfr_timescale(info: VideoInfo) -> int:
+    """Ticks per second that hold the source's times exactly, where mp4 can count so finely."""
+    numerator, denominator = info.time_base
+    return denominator if numerator == 1 and 1000 <= denominator <= 1_000_000 else VFR_TIMESCALE
+
+
+def _retime(joined: Path, timed: Path, info: VideoInfo, timescale: int) -> None:
+    """Copy packets of a constant rate, giving each the source's time of its frame (by rank of display time)."""
+    ticks = Fraction(*info.time_base) * timescale
+    times = [round((pts - info.timestamps.pts(0)) * ticks) for pts in info.timestamps.array.tolist()]
+    last = round(timescale / Fraction(*info.frame_rate))
+    durations = [b - a for a, b in pairwise(times)] + [last]
+    options = {"video_track_timescale": str(timescale), "movie_timescale": str(timescale)}
+    try:
+        with open_source(joined) as source, av.open(file_url(timed), "w", format="mp4", options=options) as output:
+            stream = output.add_stream_from_template(video_streams(source)[0])
+            stream.time_base = Fraction(1, timescale)
+            for packet, rank, decoded in _ranked(source, info):
+                packet.stream = stream
+                packet.time_base = Fraction(1, timescale)
+                packet.pts = times[rank]
+                packet.dts = times[decoded] if decoded >= 0 else decoded * last
+                packet.duration = durations[rank]
+                output.mux(packet)
+    except av.FFmpegError as error:
+        raise FlashvsrError(f"the merged video cannot be given its times back: {os_reason(error)}") from error
+
+
+def _ranked(source: av.container.InputContainer, info: VideoInfo) -> Iterator[tuple[av.Packet, int, int]]:
+    """Packets with the display rank of their frame and the rank whose time they are decoded at (below 0: earlier)."""
+    stream = video_streams(source)[0]
+    assert stream.time_base is not None
+    step = 1 / (Fraction(*info.frame_rate) * stream.time_base)
+    delay = None
+    number = 0
+    for packet in source.demux(stream):
+        if not packet.size or packet.pts is None or packet.dts is None:
+            continue
+        rank = round((packet.pts - (stream.start_time or 0)) / step)
+        if delay is None:
+            delay = round((packet.pts - packet.dts) / step)
+        if not 0 <= rank < info.frames or rank < number - delay:
+            raise FlashvsrError(f"merged packet {number} has time {packet.pts}, which is no frame's; run again")
+        yield packet, rank, number - delay
+        number += 1
+    if number != info.frames:
+        raise FlashvsrError(f"the merged video has {number} frames, expected {info.frames}; run again")

@@ -1,0 +1,326 @@
+"""What a video file is: sizes, times of all frames, colours, streams. Reads packets, and decodes one frame."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import av.container
+import av.sidedata.sidedata
+import av.stream
+import av.video
+import numpy as np
+
+from flashvsr_core.errors import BadInput
+from tasks.media.source import open_source, os_reason, video_streams
+from tasks.media.structure import cut_short, states_its_size
+from tasks.media.tags import (
+    COLORSPACES,
+    MATRIX_OF_TAG,
+    PRIMARIES,
+    RANGES,
+    TRANSFERS,
+    Matrix,
+    guess_matrix,
+    name_of,
+)
+from tasks.media.timestamps import Timestamps, average_rate, constant_rate
+
+FALLBACK_RATE = Fraction(25)  # of a single frame whose file names no rate
+LARGEST_RATE = 1000  # frames per second; a "rate" above it is a time base
+DISPLAY_MATRIX = av.sidedata.sidedata.Type.DISPLAYMATRIX
+# Containers whose duration is a promise made before the data; missing packets show there.
+DECLARING = ("matroska", "flv", "asf")
+DURATION_SLACK = 1.0  # seconds of a declared duration that need not be covered by packets
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """One stream of the source; `index` is its number in the file."""
+
+    index: int
+    kind: Literal["video", "audio", "subtitle", "data", "attachment"]
+    codec: str
+    language: str | None
+    title: str | None
+    default: bool
+    forced: bool
+    cover: bool  # a still picture (cover art), not a video
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """A video as it is coded: sizes before rotation and before its pixels are made square."""
+
+    width: int
+    height: int
+    rotation: int  # degrees counter-clockwise to turn the picture for display; pixels are processed as coded
+    display_matrix: tuple[int, ...] | None  # the nine numbers `rotation` comes from (they can also mirror)
+    sample_aspect_ratio: tuple[int, int]
+    frame_rate: tuple[int, int]  # frames per second; the average where it is not constant
+    time_base: tuple[int, int]  # seconds per tick of `timestamps`
+    frames: int
+    constant_rate: bool
+    timestamps: Timestamps
+    timed: bool  # decoded frames carry these timestamps; False: they can only be counted (AVI, raw streams)
+    start_time: float  # seconds from the start of the file's programme to the first frame
+    audio_start: float | None  # the same of the first audio stream; None without sound
+    duration: float  # seconds, first frame to end of last frame
+    container: str
+    codec: str
+    pix_fmt: str
+    bit_depth: int
+    interlaced: bool
+    color_primaries: str | None
+    color_trc: str | None
+    colorspace: str | None
+    color_range: str | None
+    matrix: Matrix
+    full_range: bool
+    stream_index: int
+    streams: tuple[StreamInfo, ...]
+    chapters: int
+    truncated: bool
+    damage: str | None  # what is missing or corrupt, None for a sound file
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """What reading all packets of a file tells."""
+
+    pts: list[int]  # of decodable frames, in the order of the file; the decoding time where there is no other
+    dts: list[int]
+    timed: bool
+    reordered: int  # frames that may be decoded before one that is shown earlier
+    corrupt: list[int]  # which of them are not whole
+    end: float  # seconds, of the longest stream
+    audio_start: float | None  # seconds
+    error: str | None
+
+
+def probe(path: str | Path, allow_truncated: bool = False) -> VideoInfo:
+    """Describe the video at `path`; raises BadInput naming the finding and the remedy.
+
+    With `allow_truncated` a file cut short is described as far as it can be read, with `truncated` set.
+    """
+    name = repr(str(path))
+    with open_source(path) as container:
+        stream = _video_stream(name, container)
+        packets = _read_packets(container, stream)
+        declared = _declared_duration(path, container)
+        streams = tuple(_stream_info(s) for s in container.streams)
+        chapters = len(container.chapters())
+        start = (container.start_time or 0) / av.time_base
+        rates = tuple(rate for rate in (stream.guessed_rate, stream.average_rate) if rate and rate <= LARGEST_RATE)
+        time_base = stream.time_base or Fraction(1, av.time_base)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        container_name, index = container.format.name, stream.index
+    finding = _truncation(path, packets, declared)
+    if not packets.pts:
+        raise BadInput(f"{name} has a video stream without frames; give a file with at least one frame")
+    frame = _first_frame(path, name)
+    pts = _display_times(packets, frame, finding is not None)
+    if not len(pts):
+        raise BadInput(f"{name} has no frame that can be decoded; copy it again from where it came from")
+    if finding and not allow_truncated:
+        raise BadInput(
+            f"{name} is truncated: {finding}; copy it again, or upscale the {len(pts)} frames that can be read with "
+            "--allow-truncated"
+        )
+    if packets.timed or len(np.unique(pts)) == len(pts):
+        constant = constant_rate(pts, time_base, rates)
+    else:  # no usable times at all: the nominal rate is all there is
+        constant = rates[0] if rates else FALLBACK_RATE
+        pts = np.array([int(pts[0]) + round(i / (constant * time_base)) for i in range(len(pts))], dtype=np.int64)
+    rate = constant or average_rate(pts, time_base) or FALLBACK_RATE
+    damage = finding or (f"{len(packets.corrupt)} video packets are damaged" if packets.corrupt else None)
+    depth = max(component.bits for component in frame.format.components)
+    colorspace = name_of(COLORSPACES, frame.colorspace)
+    color_range = name_of(RANGES, frame.color_range)
+    matrix = _matrix(name, frame, colorspace)
+    return VideoInfo(
+        width=frame.width,
+        height=frame.height,
+        rotation=frame.rotation,
+        display_matrix=_display_matrix(frame),
+        sample_aspect_ratio=(aspect.numerator, aspect.denominator),
+        frame_rate=(rate.numerator, rate.denominator),
+        time_base=(time_base.numerator, time_base.denominator),
+        frames=len(pts),
+        constant_rate=constant is not None,
+        timestamps=Timestamps.of(pts),
+        timed=packets.timed,
+        start_time=float(int(pts[0]) * time_base) - start,
+        audio_start=packets.audio_start,
+        duration=float(int(pts[-1] - pts[0]) * time_base + 1 / rate),
+        container=container_name,
+        codec=streams[index].codec,
+        pix_fmt=frame.format.name,
+        bit_depth=depth,
+        interlaced=frame.interlaced_frame,
+        color_primaries=name_of(PRIMARIES, frame.color_primaries),
+        color_trc=name_of(TRANSFERS, frame.color_trc),
+        colorspace=colorspace,
+        color_range=color_range,
+        matrix=matrix,
+        full_range=color_range == "pc" or frame.format.name.startswith("yuvj"),
+        stream_index=index,
+        streams=streams,
+        chapters=chapters,
+        truncated=finding is not None,
+        damage=damage,
+    )
+
+
+def _video_stream(name: str, container: av.container.InputContainer) -> av.video.VideoStream:
+    videos = video_streams(container)
+    if videos:
+        return videos[0]
+    if container.streams.video:
+        raise BadInput(f"{name} has cover art and no video; give a file with moving pictures")
+    if container.streams.audio:
+        raise BadInput(f"{name} has sound and no video; give a file with moving pictures")
+    raise BadInput(f"{name} has no video stream; give a file with moving pictures")
+
+
+def _read_packets(container: av.container.InputContainer, video: av.video.VideoStream) -> _Packets:
+    """Go through the whole file once. Packets an edit list hides, and invisible VP8 frames, are no frames."""
+    pts: list[int] = []
+    dts: list[int] = []
+    times_missing = False
+    corrupt: list[int] = []
+    end = Fraction(0)
+    audio_start: Fraction | None = None
+    audio = next((stream.index for stream in container.streams.audio), None)
+    error = None
+    hidden_vp8 = video.codec_context.name == "vp8"
+    try:
+        for packet in container.demux():
+            if not packet.size:  # flushes the decoder at the end; AVI also has empty ones for repeated frames
+                continue
+            time = packet.pts if packet.pts is not None else packet.dts
+            if time is not None and packet.time_base:
+                end = max(end, (time + (packet.duration or 0)) * packet.time_base)
+                if packet.stream_index == audio and audio_start is None and not packet.is_discard:
+                    audio_start = time * packet.time_base + _skipped(packet)
+            if packet.stream_index != video.index:
+                continue
+            if packet.is_discard or (hidden_vp8 and not bytes(packet)[0] & 0x10):
+                continue
+            times_missing |= packet.pts is None
+            pts.append(time if time is not None else len(pts))
+            dts.append(packet.dts if packet.dts is not None else pts[-1])
+            if packet.is_corrupt:
+                corrupt.append(len(pts) - 1)
+    except av.FFmpegError as problem:
+        error = os_reason(problem)
+    # AVI stores one time per packet in coding order: with reordered frames it is no presentation time.
+    reordered_avi = container.format.name == "avi" and video.codec_context.has_b_frames
+    timed = not times_missing and not reordered_avi and len(set(pts)) == len(pts)
+    first = (container.start_time or 0) / av.time_base
+    # What lies before the start of the programme (encoder priming behind an edit list) is not played.
+    sound = None if audio_start is None else max(0.0, float(audio_start) - first)
+    depth = video.codec_context.reorder_depth
+    return _Packets(pts if timed else dts, dts, timed, depth, corrupt, float(end) - first, sound, error)
+
+
+def _skipped(packet: av.Packet) -> Fraction:
+    """Seconds of a first packet that are not played: encoder priming, which Matroska stores before time 0."""
+    if not packet.has_sidedata("skip_samples"):
+        return Fraction(0)
+    samples = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
+    return Fraction(samples, packet.stream.codec_context.sample_rate or 1)
+
+
+def _declared_duration(path: str | Path, container: av.container.InputContainer) -> float | None:
+    """Seconds the header promises, where that is a promise and the container has no size field of its own."""
+    if container.duration is None or not any(name in container.format.name for name in DECLARING):
+        return None
+    if "matroska" in container.format.name and states_its_size(path):
+        return None
+    return container.duration / av.time_base
+
+
+def _truncation(path: str | Path, packets: _Packets, declared: float | None) -> str | None:
+    finding = cut_short(path)
+    if finding:
+        return finding
+    if packets.error:
+        return f"reading stops after {len(packets.pts)} frames ({packets.error})"
+    if declared is not None and packets.end < declared - DURATION_SLACK:
+        return f"its header says {declared:.1f} s, its packets end at {packets.end:.1f} s"
+    return None
+
+
+def _display_times(packets: _Packets, first: av.VideoFrame, truncated: bool) -> np.ndarray:
+    """Times of all frames a decoder gives, rising, in ticks."""
+    pts, dts = np.array(packets.pts, dtype=np.int64), np.array(packets.dts, dtype=np.int64)
+    if truncated:  # the last packet is there in part
+        pts, dts = np.delete(pts, packets.corrupt), np.delete(dts, packets.corrupt)
+    pts.sort()
+    if not packets.timed:
+        return pts[: max(1, len(pts) - packets.reordered)] if truncated else pts
+    if first.pts is not None:
+        # A recording that begins in the middle has packets before its first key frame: nothing decodes them.
+        pts = pts[pts >= first.pts]
+    if truncated and len(pts):
+        # What is shown after the last packet's decoding time belongs among packets that are gone.
+        pts = pts[pts <= max(dts.max(), pts[0])]
+    return pts
+
+
+def _first_frame(path: str | Path, name: str) -> av.VideoFrame:
+    """Decode one frame: shows that the file can be decoded and carries what packets do not say."""
+    with open_source(path) as container:
+        stream = video_streams(container)[0]
+        try:
+            frame = next(container.decode(stream), None)
+        except av.FFmpegError as error:
+            raise BadInput(
+                f"{name} cannot be decoded ({stream.codec_context.name}: {os_reason(error)}); copy it again or "
+                "convert it with ffmpeg"
+            ) from error
+    if frame is None:
+        raise BadInput(f"{name} has a video stream without frames; give a file with at least one frame")
+    return frame
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
+    side_data: Any = frame.side_data  # PyAV's stub describes another type; iterating gives the entries
+    found = [data for data in side_data if data.type == DISPLAY_MATRIX]
+    return struct.unpack("=9i", bytes(found[0])) if found else None
+
+
+def _matrix(name: str, frame: av.VideoFrame, tag: str | None) -> Matrix:
+    if tag is None or frame.format.is_rgb:
+        return guess_matrix(frame.width, frame.height)
+    if tag not in MATRIX_OF_TAG:
+        raise BadInput(
+            f"{name} has the colour matrix {tag}, which is not supported (supported: {', '.join(MATRIX_OF_TAG)}); "
+            "convert it with ffmpeg -vf scale=out_color_matrix=bt709"
+        )
+    return MATRIX_OF_TAG[tag]
+
+
+def _stream_info(stream: av.stream.Stream) -> StreamInfo:
+    flags = av.stream.Disposition
+    context = getattr(stream, "codec_context", None)
+    kind = stream.type if stream.type in ("video", "audio", "subtitle", "attachment") else "data"
+    return StreamInfo(
+        index=stream.index,
+        kind=kind,
+        codec=context.codec.canonical_name if context is not None else "unknown",
+        language=stream.metadata.get("language"),
+        title=stream.metadata.get("title"),
+        default=bool(stream.disposition & flags.default),
+        forced=bool(stream.disposition & flags.forced),
+        cover=bool(stream.disposition & flags.attached_pic),
+    )
+
+
+def kinds(streams: Sequence[StreamInfo], kind: str) -> tuple[StreamInfo, ...]:
+    """Streams of one kind, cover art left out."""
+    return tuple(stream for stream in streams if stream.kind == kind and not stream.cover)

@@ -1,0 +1,70 @@
+"""Opening files that strangers made: only container formats that cannot name other files, only the `file` protocol."""
+
+import errno
+import os
+from pathlib import Path
+
+import av
+import av.container
+import av.stream
+import av.video
+
+from flashvsr_core.errors import BadInput
+from tasks.media.structure import has_movie_index
+
+# Demuxers that read one file and nothing else: no playlists (hls, dash, concat), devices, network, image patterns.
+# The audio formats are in so that "it has sound only" can be said of them.
+FORMATS = (
+    "mov,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,live_flv,asf,ogg,mxf,nut,ivf,gif,yuv4mpegpipe,h264,hevc,m4v,av1,obu,"
+    "vc1,dv,rm,wtv,mp3,wav,flac,aac,w64,aiff,caf,ac3,eac3,dts"
+)
+PROTOCOLS = "file"
+
+
+def file_url(path: str | Path) -> str:
+    """The path as ffmpeg takes it whatever its name contains (`:`, `%`, a leading `-`)."""
+    return f"file:{os.path.abspath(path)}"
+
+
+def open_source(path: str | Path) -> av.container.InputContainer:
+    """Open for reading, restricted; raises BadInput with the reason where that fails. The caller closes it."""
+    name = repr(str(path))
+    restrictions = {"format_whitelist": FORMATS, "protocol_whitelist": PROTOCOLS}
+    try:
+        if os.path.getsize(path) == 0 and os.path.isfile(path):
+            raise BadInput(f"{name} is an empty file (0 bytes); copy it again from where it came from")
+        return av.open(file_url(path), container_options=restrictions, metadata_errors="replace")
+    except FileNotFoundError as error:
+        raise BadInput(f"{name} does not exist; check the path") from error
+    except IsADirectoryError as error:
+        raise BadInput(f"{name} is a directory; give the path of one video file") from error
+    except PermissionError as error:
+        raise BadInput(f"{name} is not readable by this user (permission denied); change its permissions") from error
+    except av.EOFError as error:
+        raise BadInput(
+            f"{name} ends after its header: a video without frames; give a file with at least one frame"
+        ) from error
+    except av.FFmpegError as error:
+        if has_movie_index(path) is False:
+            raise BadInput(
+                f"{name} is truncated: it has no index (moov box), so no frame of it can be read, not even with "
+                "--allow-truncated; copy it again or repair it"
+            ) from error
+        reason = "" if error.errno in (errno.EINVAL, None) else f" ({os_reason(error)})"
+        raise BadInput(
+            f"{name} is not a video file of an accepted kind{reason}; accepted are single files such as mp4, mov, mkv, "
+            "webm, ts, avi (no playlists)"
+        ) from error
+    except OSError as error:
+        raise BadInput(f"{name} cannot be read: {os_reason(error)}; check the disk or copy the file again") from error
+
+
+def os_reason(error: Exception) -> str:
+    """The sentence of an error without its number and path."""
+    return str(getattr(error, "strerror", None) or error)
+
+
+def video_streams(container: av.container.InputContainer) -> list[av.video.VideoStream]:
+    """Moving pictures of a file: cover art is a picture, not the video."""
+    cover = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & cover]

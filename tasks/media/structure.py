@@ -1,0 +1,109 @@
+"""What a container's own size fields say about its end: finds files cut short without decoding anything."""
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+EBML = b"\x1a\x45\xdf\xa3"
+SEGMENT = b"\x18\x53\x80\x67"
+TS_SYNC = 0x47
+FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # old QuickTime files have no ftyp
+
+
+def cut_short(path: str | Path) -> str | None:
+    """A finding such as "box 'mdat' ends at byte 900, the file at byte 500", or None where nothing is missing."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        head = file.read(12)
+        if head[4:8] in FIRST_BOXES:
+            parts = _boxes(file, size)
+        elif head[:4] == EBML:
+            parts = _matroska(file)
+        elif head[:4] == b"RIFF":
+            parts = _riff(file, size)
+        elif head[:1] == bytes([TS_SYNC]):
+            return _transport_stream(file, size)
+        else:
+            return None
+        for name, end in parts:
+            if end > size:
+                return f"{name} ends at byte {end}, the file at byte {size}"
+    return None
+
+
+def has_movie_index(path: str | Path) -> bool | None:
+    """Whether an mp4 or mov file has its moov box; None for other files."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if file.read(8)[4:8] not in FIRST_BOXES:
+            return None
+        return any(name == "box 'moov'" and end <= size for name, end in _boxes(file, size))
+
+
+def states_its_size(path: str | Path) -> bool:
+    """Whether a Matroska file says where it ends (live recordings do not)."""
+    with open(path, "rb") as file:
+        return file.read(4) != EBML or any(True for _ in _matroska(file))
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[str, int]]:
+    """Top-level boxes of mp4 and mov with the byte where each ends."""
+    at = 0
+    while at + 8 <= size:
+        file.seek(at)
+        head = file.read(16)
+        length, kind = struct.unpack(">I4s", head[:8])
+        if length == 1 and len(head) == 16:
+            length = struct.unpack(">Q", head[8:])[0]
+        elif length == 0:  # to the end of the file
+            length = size - at
+        if length < 8 or not kind.isascii():  # padding or garbage after the last box
+            return
+        yield f"box {kind.decode('ascii')!r}", at + length
+        at += length
+
+
+def _matroska(file: BinaryIO) -> Iterator[tuple[str, int]]:
+    """The Segment element, unless its size is unknown."""
+    file.seek(4)
+    header = _vint(file)
+    if header is None:
+        return
+    file.seek(header, os.SEEK_CUR)
+    if file.read(4) == SEGMENT:
+        length = _vint(file)
+        if length is not None:
+            yield "the Matroska segment", file.tell() + length
+
+
+def _vint(file: BinaryIO) -> int | None:
+    """EBML variable-length integer; None for "unknown" (all ones)."""
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    length = 9 - first[0].bit_length()
+    value = int.from_bytes(bytes([first[0] & (0xFF >> length)]) + file.read(length - 1), "big")
+    return None if value == (1 << 7 * length) - 1 else value
+
+
+def _riff(file: BinaryIO, size: int) -> Iterator[tuple[str, int]]:
+    """RIFF chunks of an AVI (large ones have several)."""
+    at = 0
+    while at + 8 <= size:
+        file.seek(at)
+        kind, length = struct.unpack("<4sI", file.read(8))
+        if kind != b"RIFF":
+            return
+        yield "the RIFF chunk", at + 8 + length
+        at += 8 + length + length % 2
+
+
+def _transport_stream(file: BinaryIO, size: int) -> str | None:
+    """A transport stream says nothing about its length; a last packet that is not whole shows a cut."""
+    file.seek(0)
+    head = file.read(188 * 3)
+    if len(head) == 188 * 3 and all(head[i] == TS_SYNC for i in (0, 188, 376)) and size % 188:
+        return f"the last packet has {size % 188} of 188 bytes"
+    return None
