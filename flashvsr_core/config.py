@@ -14,6 +14,7 @@ Mode = Literal["tiny", "full"]
 ColorFix = Literal["auto", "adain", "wavelet", "none"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Attention = Literal["auto", "torch", "triton"]
+UnknownWeights = Literal["refuse", "buffer", "causal"]
 
 # Read by pydantic where Prefect validates parameters; a plain dict, so that the core needs no pydantic.
 FORM: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
@@ -49,10 +50,12 @@ class UpscaleParams:
     """auto: a scene cut starts a fresh stream; off: never; or the first frame of every new scene."""
     preroll: int | Literal["auto"] = "auto"
     """Frames streamed and dropped before a segment, a multiple of 8; auto: the measured default."""
+    unknown_weights: UnknownWeights = "refuse"
+    """refuse: only published weights, recognised by sha256; else any files, run with this LQ projection."""
 
     def __post_init__(self) -> None:
         for name, choices in (("model", Model), ("mode", Mode), ("color_fix", ColorFix), ("precision", Precision),
-                              ("attention", Attention)):  # fmt: skip
+                              ("attention", Attention), ("unknown_weights", UnknownWeights)):  # fmt: skip
             _one_of(name, getattr(self, name), get_args(choices))
         _one_of("scale", self.scale, (2, 3, 4))
         _within("sparse_ratio", self.sparse_ratio, 0.1, 100.0)

@@ -10,10 +10,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from flashvsr_core.config import UnknownWeights
 from flashvsr_core.errors import UserError
-from flashvsr_core.registry import PARTS, PUBLISHED, FileSpec, LqKind, ModelSpec, Registry, Role
+from flashvsr_core.registry import PARTS, PUBLISHED, FileSpec, ModelSpec, Registry, Role
 
 MANIFEST = "converted.json"
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
@@ -23,7 +24,6 @@ _TITLES: dict[Role, str] = {
 }  # fmt: skip
 
 Digest = Callable[[Path], str]
-UseUnknown = LqKind | Literal["refuse"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def locate(
     folders: Sequence[Path],
     registry: Registry = PUBLISHED,
     *,
-    unknown: UseUnknown = "refuse",
+    unknown: UnknownWeights = "refuse",
     digest: Digest = sha256_of,
 ) -> ModelFiles:
     """The files of `model` that `mode` (tiny, full) reads, from the first of `folders` that has each.

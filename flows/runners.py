@@ -1,5 +1,7 @@
 """What runs the segment tasks."""
 
+from typing import Any
+
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flashvsr_core.config import ComputeParams
@@ -8,6 +10,6 @@ from flashvsr_core.config import ComputeParams
 _THREADS = 2
 
 
-def task_runner(compute: ComputeParams) -> TaskRunner:
+def task_runner(compute: ComputeParams) -> TaskRunner[Any]:
     """The Prefect task runner for `compute`."""
     return ThreadPoolTaskRunner(max_workers=_THREADS)

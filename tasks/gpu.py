@@ -44,7 +44,7 @@ def loaded_upscaler(params: UpscaleParams, digests: dict[str, str], compute: Com
     with _loading:
         if _loaded is None or _loaded[0] != key:
             _loaded = None  # free the old model's memory first
-            found = weights.locate(params.model, params.mode, models_dir(compute))
+            found = weights.locate(params.model, params.mode, models_dir(compute), params.unknown_weights)
             if dict(found.digests) != digests:
                 raise UserError(
                     f"the weights of {params.model} on this machine are not those the job was planned with "

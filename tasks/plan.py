@@ -131,7 +131,8 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
         replace(request.encode, container=container), info, geometry.out_width, geometry.out_height
     )
     device = first_device(request.compute)
-    found = weights.locate(request.params.model, request.params.mode, models_dir(request.compute))
+    asked = request.params
+    found = weights.locate(asked.model, asked.mode, models_dir(request.compute), asked.unknown_weights)
     params = resolve_params(request.params, found.spec, device)
     if (cut := _last_cut(params)) >= info.frames:
         raise UserError(f"scene cut at frame {cut} lies beyond the video's {info.frames} frames; correct --scenes")

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flashvsr_core.errors import UserError
+
 BlockAttention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -26,12 +28,23 @@ def attend_torch(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor) -> Tensor:
                     keys = k[b, h].index_select(0, chosen).flatten(0, 1)
                     values = v[b, h].index_select(0, chosen).flatten(0, 1)
                     # Four dimensions: with fewer, PyTorch takes its slow path, which stores all weights.
-                    parts = (x[None, None] for x in (q[b, h, w], keys, values))
-                    out[b, h, w] = F.scaled_dot_product_attention(*parts)[0, 0]
+                    query = q[b, h, w][None, None]
+                    out[b, h, w] = F.scaled_dot_product_attention(query, keys[None, None], values[None, None])[0, 0]
     return out
 
 
 def attention_backend(name: str) -> BlockAttention:
-    """The backend called `name`; nothing is chosen silently."""
-    backends: dict[str, BlockAttention] = {"torch": attend_torch}
-    return backends[name]
+    """The backend called `name` (torch, triton); nothing is chosen silently."""
+    if name == "torch":
+        return attend_torch
+    if name != "triton":
+        raise UserError(f"attention backend {name!r} is not known; choose torch or triton")
+    try:
+        # Optional: CPU installations have no Triton.
+        from flashvsr_core.kernels.block_attention_triton import attend_triton
+    except ImportError as error:
+        raise UserError(
+            f"attention 'triton' needs the package triton ({error}); pip install 'flashvsr[gpu]', or use the slow "
+            f"--attention torch"
+        ) from error
+    return attend_triton

@@ -38,7 +38,7 @@ class Bank:
         coded = {name: load(f"film/{name}.npy") for name in index["film"]}
         self.shots: list[dict[str, Tensor]] = []  # uint8 T H W 3: the shot, at half size, coded at a quarter
         for first, stop in index["shots"]:
-            full = torch.from_numpy(film[first:stop]).to(device)  # type: ignore[index]
+            full = torch.from_numpy(np.array(film[first:stop])).to(device)  # type: ignore[index]
             half = [(reduce(_planes(part), 2) * 255).round().byte().permute(0, 2, 3, 1) for part in full.split(16)]
             shot = {"full": full, "half": torch.cat(half)}
             self.shots.append(shot | {name: clip[first:stop].to(device) for name, clip in coded.items()})

@@ -11,12 +11,12 @@ from flashvsr_core.training.unroll import Model
 
 _SPREAD = 0.05  # of the random part beside whitened weights
 _LATENT_STD = 3.0  # of what the DiT starts with: well above the noise, of which a small DiT can remove little
-_FLOOR = 1e-3  # share of the largest eigenvalue below which whitening no longer amplifies
+_FLOOR = 1e-6  # share of the largest eigenvalue below which whitening no longer amplifies
 
 
 @torch.no_grad()
 def initialise(model: Model, condition: Tensor) -> None:
-    """Fill `model`; `condition` (B 3 T H W in [-1, 1], T >= 9) is typical input."""
+    """Fill `model`; `condition` (B 3 T H W in [-1, 1], T >= 13) is typical input."""
     lq, dit, decoder = model.lq_proj, model.dit, model.tcdecoder
     patches = _unshuffle(condition)
     _whiten(lq.conv1, patches, taps=(2, 3))

@@ -1,4 +1,4 @@
-"""JPEG's loss on the device: 4:2:0, 8x8 DCT, the standard quantisation tables. Same result as libjpeg but for rounding."""
+"""JPEG's loss on the device: 4:2:0, 8x8 DCT, the standard quantisation tables."""
 
 import math
 from functools import lru_cache

@@ -11,6 +11,8 @@ from rich.table import Table
 
 from flows.cli import options
 from flows.cli.server import prefect_api
+from tasks.media.probe import probe
+from tasks.storage import urls
 
 if TYPE_CHECKING:
     from tasks.report import RunReport
@@ -57,6 +59,9 @@ def run(
     compute = options.compute_params(devices, models_dir, work_dir)
     begun = time.monotonic()
     console = Console(stderr=True)
+    if urls.is_local(source):
+        # The plan looks again; a wrong name should not have to wait for Prefect's server.
+        probe(urls.local_path(source), allow_truncated)
     with prefect_api():
         # Imported late: Prefect reads where its server is when it is imported.
         from flows.cli.progress import shown

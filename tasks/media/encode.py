@@ -29,9 +29,11 @@ Container = Literal["mp4", "mkv", "mov"]
 DEFAULT_CRF = {"h264": 18, "h265": 20}
 LARGEST_CRF = 51
 LARGEST_SIDE = {"h264": 16384, "h265": 16384}  # pixels; what libx264 and libx265 take
-SMALLEST_SIDE = {"h264": 1, "h265": 16}
+# Width and height in pixels. libx265 4.1 (PyAV 18.1) writes beyond its memory for widths below 52: the process dies of it
+# sooner or later, whatever the other settings (seen with malloc's checks at every width up to 48, at none from 52 on).
+SMALLEST = {"h264": (1, 1), "h265": (64, 16)}
 SMALLEST_TIMESCALE = 10_000  # ticks per second of segments: what ffmpeg would raise a smaller one to
-SEGMENT_FORMAT = "mp4"
+SEGMENT_FORMAT: Literal["mp4"] = "mp4"
 
 
 @dataclass(frozen=True)
@@ -90,16 +92,16 @@ def resolve(params: EncodeParams, info: VideoInfo, out_width: int, out_height: i
             f"pixel format {pix_fmt} cannot hold the odd output size {out_width}x{out_height} exactly; choose "
             f"{pix_fmt.replace('420', '444')} or auto"
         )
-    smallest, largest = SMALLEST_SIDE[params.codec], LARGEST_SIDE[params.codec]
+    (least_width, least_height), largest = SMALLEST[params.codec], LARGEST_SIDE[params.codec]
     if max(out_width, out_height) > largest:
         raise UserError(
             f"output size {out_width}x{out_height} is beyond {largest} pixels a side, the most {params.codec} "
             "can encode; choose a smaller scale"
         )
-    if min(out_width, out_height) < smallest:
+    if out_width < least_width or out_height < least_height:
         raise UserError(
-            f"output size {out_width}x{out_height} is below {smallest} pixels a side, the least {params.codec} "
-            "can encode; choose codec h264 or a larger scale"
+            f"output size {out_width}x{out_height} is below {least_width}x{least_height}, the least {params.codec} can "
+            "encode; choose codec h264 or a larger scale"
         )
     crf = params.crf if params.crf is not None else DEFAULT_CRF[params.codec]
     return replace(params, crf=crf, pix_fmt=pix_fmt)

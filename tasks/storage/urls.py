@@ -77,12 +77,6 @@ def local_path(url: str) -> Path:
     return Path(path)
 
 
-def info(url: str) -> dict[str, Any] | None:
-    """What a remote store knows of an object (size, ETag, VersionId ...); None where no object is, or only a prefix."""
-    with explained("look at", url):
-        return remote.info(*split(url))
-
-
 def exists(url: str) -> bool:
     """Whether a file or object is there; directories and prefixes do not count."""
     protocol, path = split(url)
@@ -182,8 +176,11 @@ def publish(local_file: Path, url: str, overwrite: bool, sha256: str | None = No
     protocol, path = split(url)
     with explained("publish", url, writing=True):
         if not protocol:
+            source = os.path.realpath(local_file)
+            if source == os.path.realpath(path):
+                raise UserError(f"{local_file} cannot be published onto itself; name another place")
             local.make_directory(path)
-            local.publish(os.path.realpath(local_file), path, overwrite, sha256, consume)
+            local.publish(source, path, overwrite, sha256, consume)
         else:
             # Looked at first because S3 tells only after the upload; the conditional upload makes sure.
             taken = not overwrite and remote.info(protocol, path) is not None

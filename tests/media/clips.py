@@ -1,7 +1,8 @@
-"""Tiny clips made by ffmpeg. Each frame shows its own number in bits, so that a wrong frame cannot pass for the right one."""
+"""Tiny clips made by ffmpeg. Frames show their number in bits: a wrong one cannot pass for the right one."""
 
 import subprocess
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +56,12 @@ def planes_of(chunks: Iterable[np.ndarray], info: VideoInfo, encode: EncodeParam
 def copy_through(
     source: Path, output: Path, params: EncodeParams, parts: int, folder: Path
 ) -> tuple[VideoInfo, tuple[str, ...]]:
-    """Decode `source`, encode it in `parts` segments at its own size, merge them; its VideoInfo and the merge's notes."""
+    """Decode `source`, encode it in `parts` segments of its own size, merge: VideoInfo of the source, notes."""
     info = probe(source)
     encode = resolve(params, info, info.width, info.height)
     bounds = [round(part * info.frames / parts) for part in range(parts + 1)]
     segments = []
-    for number, (start, stop) in enumerate(zip(bounds, bounds[1:])):
+    for number, (start, stop) in enumerate(pairwise(bounds)):
         path = folder / f"part {number}.mp4"
         chunks = planes_of(read_frames(source, info, start, stop), info, encode)
         done = encode_segment(chunks, path, info, encode, info.width, info.height)

@@ -38,9 +38,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def programme(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Matroska file with sound in two languages, subtitles, chapters, a font, titles; the picture starts 0.5 s late."""
+    """Matroska: sound in two languages, subtitles, chapters, a font, titles; the picture starts 0.5 s late."""
     folder = tmp_path_factory.mktemp("programme")
-    (folder / "en.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nHello\n\n2\n00:00:03,000 --> 00:00:03,500\nBye\n")
+    hello = "1\n00:00:01,000 --> 00:00:02,000\nHello\n\n"
+    (folder / "en.srt").write_text(hello + "2\n00:00:03,000 --> 00:00:03,500\nBye\n")
     (folder / "de.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nHallo\n")
     (folder / "font.ttf").write_bytes(b"no real font")
     chapters = "".join(

@@ -1,10 +1,10 @@
 """Store a segment in a child process that kills itself at its n-th executed line of tasks/storage, for every n.
 
-Run as `python crash_driver.py STORE FIRST STEP`; prints one JSON line per child: the line it died at, or null where it
-ended by itself, which ends the campaign. Children are forked from this small process, which has no threads.
+Run as `python crash_driver.py STORE STEP [again]` (again: replacing an older segment of the same size). Prints one
+JSON line per child: the line it died at, or null where it ended by itself, which ends the campaign. Children are
+forked from this small process, which has no threads.
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -17,17 +17,18 @@ import tasks.storage.jobs as jobs
 from tasks.storage import local
 
 DATA = bytes(range(256)) * 12  # several blocks of the size below
+OLDER = DATA[::-1]
 STORAGE = str(Path(jobs.__file__).parent)
 
 
-def main(store: str, first: int, step: int) -> None:
+def main(store: str, step: int, again: bool) -> None:
     local.CHUNK = 1000
-    n = first
+    n = 1
     while True:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            store_one(f"{store}/{n}", n, writer)
+            store_one(f"{store}/{n}", n, writer, again)
             os._exit(0)
         os.close(writer)
         with os.fdopen(reader) as pipe:
@@ -42,7 +43,7 @@ def main(store: str, first: int, step: int) -> None:
         n += step
 
 
-def store_one(store: str, n: int, writer: int) -> None:
+def store_one(store: str, n: int, writer: int, again: bool) -> None:
     seen = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -57,16 +58,13 @@ def store_one(store: str, n: int, writer: int) -> None:
         return trace
 
     made = Path(f"{os.environ['SCRATCH']}/{n}")
-    made.write_bytes(DATA)
     job = jobs.Job.at(store, "a.mp4", "0" * 16, "mp4")
-    sys.settrace(trace)
-    job.record_segment(0, 0, 8, made, frames=8, seconds=1.0, peak_memory_bytes=1, device="cpu")
-    sys.settrace(None)
-
-
-def expected() -> str:
-    return hashlib.sha256(DATA).hexdigest()
+    for data in (OLDER, DATA) if again else (DATA,):
+        made.write_bytes(data)
+        sys.settrace(trace if data == DATA else None)
+        job.record_segment(0, 0, 8, made, frames=8, seconds=1.0, peak_memory_bytes=1, device="cpu")
+        sys.settrace(None)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:] == ["again"])

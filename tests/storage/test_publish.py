@@ -58,6 +58,16 @@ def test_publish_onto_itself(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["b"]
 
 
+def test_publish_onto_the_same_path(tmp_path: Path) -> None:
+    made = tmp_path / "a"
+    made.write_bytes(b"1")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for url in (str(made), str(tmp_path / "link" / "a")):
+        with pytest.raises(UserError, match="onto itself"):
+            urls.publish(made, url, overwrite=True, consume=True)
+    assert made.read_bytes() == b"1"
+
+
 def test_publish_of_wrong_content(place: str, file) -> None:
     with pytest.raises(TransientError, match="sha256"):
         urls.publish(file(b"data"), urls.join(place, "out"), overwrite=True, sha256="0" * 64)
@@ -128,6 +138,44 @@ def test_readers_never_see_a_part(place: str, file) -> None:
     over.set()
     reader.join()
     assert seen <= {hashlib.sha256(f.read_bytes()).hexdigest() for f in (small, large)}
+
+
+def test_locks_that_are_removed_still_lock(tmp_path: Path, race) -> None:
+    inside, most = 0, 0
+
+    def act(_: int) -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            with local.locked(str(tmp_path / "lock")):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.0005)
+                inside -= 1
+
+    assert race(6, act) == [None] * 6
+    assert most == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_memory_is_conditional_however_slow(race, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MemoryFileSystem looks and writes in two steps; here other threads get their chance in between."""
+    memory = type(remote.filesystem("memory"))
+
+    def slowly(original):
+        def look(self, path: str, *arguments: object, **options: object):
+            found = original(self, path, *arguments, **options)
+            time.sleep(0.02)
+            return found
+
+        return look
+
+    for name in ("exists", "cat_file"):
+        monkeypatch.setattr(memory, name, slowly(getattr(memory, name)))
+    url = "memory://slow/a"
+    assert race(4, lambda i: urls.create_exclusive(url, b"%d" % i)).count(True) == 1
+    found = urls.read_version(url)
+    assert found is not None
+    assert race(4, lambda i: urls.replace_version(url, found[1], b"new %d" % i)).count(True) == 1
 
 
 def test_no_hard_links(tmp_path: Path, file, monkeypatch: pytest.MonkeyPatch) -> None:

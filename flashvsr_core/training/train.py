@@ -1,0 +1,155 @@
+"""Train `nano`: python -m flashvsr_core.training.train --cache /tmp/cache --out /tmp/nano --minutes 9
+
+A run may be cut into calls: `--minutes` bounds this call, `--total` plans the whole, `--resume` goes on from `--out`.
+"""
+
+import argparse
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flashvsr_core.registry import ModelSpec
+from flashvsr_core.training.data import Bank, Mix
+from flashvsr_core.training.export import save_export
+from flashvsr_core.training.initial import initialise
+from flashvsr_core.training.recipe import Recipe, load_recipe
+from flashvsr_core.training.unroll import Model, Window, unroll
+
+log = logging.getLogger(__name__)
+
+_LUMA = (0.299, 0.587, 0.114)
+_REWARM = 40  # iterations of rising rate after a resume: checkpoints carry no moments
+
+
+class Trainer:
+    """One run: model, its running average, optimiser and how far it has come."""
+
+    def __init__(self, recipe: Recipe, spec: ModelSpec, bank: Bank, device: torch.device, total: float) -> None:
+        self.recipe, self.spec, self.bank, self.device = recipe, spec, bank, device
+        self.total = total  # seconds planned for the whole run
+        self.iteration, self.spent = 0, 0.0
+        self.rewarm = 0
+        self.mix = Mix(recipe.film)
+        torch.manual_seed(recipe.seed)
+        self.rng = np.random.default_rng(recipe.seed)
+        self.model = Model(spec).to(device)
+        initialise(self.model, bank.draw(self.rng, 4 * recipe.batch, 13, min(recipe.sizes), self.mix)[0])
+        self.average = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(self._groups(), betas=recipe.betas, weight_decay=recipe.decay, fused=device.type == "cuda")
+
+    def _groups(self) -> list[dict[str, object]]:
+        groups: dict[float, list[Tensor]] = {}
+        for parameter in self.model.parameters():
+            inputs = parameter[0].numel() if parameter.dim() > 1 else 1
+            groups.setdefault(min(1.0, self.recipe.fan_in / inputs), []).append(parameter)
+        return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.spent / self.total)
+
+    def iterate(self) -> float:
+        """One iteration; returns the loss."""
+        recipe = self.recipe
+        size = int(self.rng.choice(recipe.sizes))
+        batch = max(1, round(recipe.batch * (min(recipe.sizes) / size) ** 2))
+        condition, truth = self.bank.draw(self.rng, batch, recipe.frames, size, self.mix)
+        withheld = recipe.drop * max(0.0, 1 - self.progress / recipe.drop_until) if recipe.drop_until else 0.0
+        self.model.tcdecoder.keep = (torch.rand(batch, device=self.device) >= withheld).float() if withheld else None
+        share = 1.0 if self.rng.random() < 0.5 else float(self.rng.uniform(*recipe.sparse_share))
+        window = Window(kv_ratio=3, local_range=11, share=share)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            decoded = unroll(self.model, condition, window, first_latent=2 * int(self.rng.integers(500)))
+        loss = self._loss(decoded.float(), truth[:, :, : decoded.shape[2]])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        rate = self._rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.optimizer.step()
+        self._average()
+        self.iteration += 1
+        return float(loss.detach()) if self.iteration % 50 == 0 else 0.0
+
+    def _rate(self) -> float:
+        rising = min(1.0, (self.iteration + 1) / self.recipe.warmup, (self.iteration - self.rewarm + 1) / _REWARM)
+        return self.recipe.lr * rising * (0.01 + 0.99 * (1 + math.cos(math.pi * self.progress)) / 2)
+
+    def _loss(self, decoded: Tensor, truth: Tensor) -> Tensor:
+        """Mean over clips of the log of mean squared errors (so PSNR itself): luma, colour and luma's change in time."""
+        error = decoded - truth
+        luma = torch.einsum("bcthw,c->bthw", error, error.new_tensor(_LUMA))
+        floor = self.recipe.floor
+        spatial = 0.8 * luma.square().mean(dim=(1, 2, 3)) + 0.2 * error.square().mean(dim=(1, 2, 3, 4))
+        change = luma.diff(dim=1).square().mean(dim=(1, 2, 3))
+        return ((spatial + floor).log() + self.recipe.temporal * (change + floor).log()).mean()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        keep = min(self.recipe.average, (self.iteration + 1) / (self.iteration + 10))
+        state = self.model.state_dict()
+        torch._foreach_lerp_(list(self.average.values()), list(state.values()), 1 - keep)
+
+    def run(self, seconds: float) -> None:
+        """Train until `seconds` of this call or the planned time are over."""
+        began, before, first = time.monotonic(), self.spent, self.iteration
+        while self.spent < min(self.total, before + seconds):
+            loss = self.iterate()
+            self.spent = before + time.monotonic() - began
+            if self.iteration % 100 == 0:
+                log.info("%5.0f s  iteration %d  loss %.4f  %.2f/s", self.spent, self.iteration, loss,
+                         (self.iteration - first) / max(1e-9, self.spent - before))  # fmt: skip
+
+    def save(self, folder: Path) -> None:
+        """Checkpoint in half precision, small enough to travel: weights, average, progress; and the exported model."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, state in (("weights", self.model.state_dict()), ("average", self.average)):
+            save_file({k: v.detach().half().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
+        (folder / "progress.json").write_text(json.dumps({"iteration": self.iteration, "spent": self.spent}))
+        about = {"recipe": json.dumps(vars(self.recipe)), "iterations": str(self.iteration), "seconds": f"{self.spent:.0f}"}
+        save_export(folder / "nano.safetensors", self.average, self.spec, about)
+
+    def resume(self, folder: Path) -> None:
+        self.model.load_state_dict(load_file(folder / "weights.safetensors"))
+        average = load_file(folder / "average.safetensors")
+        self.average = {key: average[key].to(self.device, value.dtype) for key, value in self.average.items()}
+        progress = json.loads((folder / "progress.json").read_text())
+        self.iteration, self.spent = progress["iteration"], progress["spent"]
+        self.rewarm = self.iteration
+        self.rng = np.random.default_rng([self.recipe.seed, self.iteration])
+        torch.manual_seed(self.recipe.seed + self.iteration)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True, help="made by scripts/prepare_training_data.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and of nano.safetensors")
+    parser.add_argument("--minutes", type=float, required=True, help="of this call")
+    parser.add_argument("--total", type=float, help="minutes planned for all calls; default: this call")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--recipe", type=Path, help="JSON that changes the recipe or the spec")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    device = torch.device(options.device)
+    recipe, spec = load_recipe(options.recipe)
+    trainer = Trainer(recipe, spec, Bank(options.cache, device), device, 60 * (options.total or options.minutes))
+    if options.resume:
+        trainer.resume(options.out)
+    log.info("%.2fM parameters", sum(p.numel() for p in trainer.model.parameters()) / 1e6)
+    trainer.run(60 * options.minutes)
+    trainer.save(options.out)
+
+
+if __name__ == "__main__":
+    main()
