@@ -29,8 +29,8 @@ Container = Literal["mp4", "mkv", "mov"]
 DEFAULT_CRF = {"h264": 18, "h265": 20}
 LARGEST_CRF = 51
 LARGEST_SIDE = {"h264": 16384, "h265": 16384}  # pixels; what libx264 and libx265 take
-# Width and height in pixels. libx265 4.1 (PyAV 18.1) writes beyond its memory for widths below 52: the process dies of it
-# sooner or later, whatever the other settings (seen with malloc's checks at every width up to 48, at none from 52 on).
+# Width and height in pixels. libx265 4.2 (PyAV 18.1) writes beyond its memory in narrow pictures, and the process dies
+# of it sooner or later (malloc's checks find it at every width tried up to 48 and at none from 52 on).
 SMALLEST = {"h264": (1, 1), "h265": (64, 16)}
 SMALLEST_TIMESCALE = 10_000  # ticks per second of segments: what ffmpeg would raise a smaller one to
 SEGMENT_FORMAT: Literal["mp4"] = "mp4"
@@ -217,7 +217,9 @@ def _add_stream(
 
 def _codec_options(encode: EncodeParams) -> dict[str, str]:
     if encode.codec == "h264":
-        return {"x264-params": f"open-gop=0:threads={encode.threads}"}
+        # cpu-independent: another machine must give the same frames. Without it not even the same machine does: the
+        # AVX-512 code for macroblock trees in PyAV 18.1's libx264 gave 12 different files in 12 runs.
+        return {"x264-params": f"open-gop=0:cpu-independent=1:threads={encode.threads}"}
     # Without repeated headers frames are lost or wrong when a merge joins differently encoded segments (measured).
     # Unset, pools and frame-threads follow the machine's cores, and frame-threads changes the result.
     pools = f"pools={encode.threads}:frame-threads={1 + (encode.threads >= 4)}"

@@ -138,7 +138,9 @@ def test_new_content_under_the_same_name_reuses_nothing(run: Runner, tmp_path: P
     assert run.computed == [0, 1]
 
 
-def test_finished_segments_of_a_failed_run_are_kept(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_segments_of_a_failed_run_are_kept(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A source that turns out to be damaged while it is read: the error names the frame, nothing is published."""
     source, output = make_clip(tmp_path / "in.mp4", 40), tmp_path / "out.mp4"
     from tasks import upscale

@@ -39,16 +39,18 @@ def info(clips):
 def test_colour_round_trip_within_two_levels(info, tmp_path, matrix, full, depth, codec):
     """RGB -> our planes -> lossless file -> our decoder -> RGB."""
     info = replace(info, matrix=matrix, full_range=full, bit_depth=depth, colorspace=None)
-    # h264 with 10 bits has its lossless point below crf 0, at a quantiser no crf reaches: a level is allowed for it
     encode = EncodeParams(codec=codec, crf=0, pix_fmt="yuv444p10le" if depth == 10 else "yuv444p", preset="veryfast")
     rgb, planes = picture(info, encode, 3, 64, 48)
+    if codec == "h265" or depth == 10:  # these are not lossless at crf 0, but keep flat colours
+        rgb = np.broadcast_to(rgb[:, 10:11, 20:21], rgb.shape).copy()
+        planes = planes_of([rgb], info, encode)
     encode_segment(planes, tmp_path / "a.mp4", info, encode, 64, 48)
     made = probe(tmp_path / "a.mp4")
     assert (made.matrix, made.full_range, made.bit_depth) == (matrix, full, depth)
     back = np.concatenate(list(read_frames(tmp_path / "a.mp4", made, 0, 3)))
     scale = 257 if depth == 10 else 1
     assert back.dtype == rgb.dtype
-    assert np.abs(back.astype(float) - rgb).max() / scale <= (2 if codec == "h264" else 4)
+    assert np.abs(back.astype(float) - rgb).max() / scale <= 2
     assert np.abs(back.astype(float) - rgb).mean() / scale < 1
 
 
@@ -142,7 +144,7 @@ def test_sizes_are_exact(info, tmp_path, codec, width, height):
 def test_the_same_frames_give_the_same_bytes(info, tmp_path, codec):
     encode = resolve(replace(FAST, codec=codec), info, 320, 192)
     digests = set()
-    for name in ("a", "b"):
+    for name in "abcd":
         _, planes = picture(info, encode, 30, 320, 192)
         encode_segment(planes, tmp_path / name, info, encode, 320, 192)
         digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
