@@ -26,7 +26,7 @@ _BASE = ModelSpec(
     LqSpec("causal", (8, 12)),
     TcDecoderSpec((8, 8, 8, 8)),
     prompt_tokens=4,
-    vae=VaeSpec(dim=4),
+    vae=VaeSpec(dim=2),
 )
 SMALL = {name: replace(_BASE, name=name, lq=replace(_BASE.lq, kind=kind)) for name, kind in KINDS.items()}
 
@@ -57,9 +57,9 @@ def publish(root: Path) -> Published:
         folder.mkdir(parents=True)
     torch.save(draw("prompt", (1, 4, 16)).to(torch.bfloat16), prompt)
     decoder = _formula("tcdecoder.", TcDecoder(_BASE.tcdecoder))
-    vae = _formula("vae.", WanVaeDecoder(VaeSpec(dim=4)))
+    vae = _formula("vae.", WanVaeDecoder(VaeSpec(dim=2)))
     # The published file has the encoder too.
-    vae |= {"encoder.conv1.weight": draw("encoder", (4, 3, 3, 3, 3)), "conv1.bias": draw("conv1", (32,))}
+    vae |= {"encoder.conv1.weight": draw("encoder", (2, 3, 3, 3, 3)), "conv1.bias": draw("conv1", (32,))}
     files: list[FileSpec] = []
     for model, folder in folders.items():
         dit = _formula(f"{model}.dit.", Dit(_BASE.dit))
