@@ -4,6 +4,9 @@ Apart from block_attention.py, because Triton must be imported before its kernel
 have none.
 """
 
+from contextlib import nullcontext
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +17,21 @@ from flashvsr_core.errors import UserError
 WINDOW = 128  # tokens of a query or key window
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _HEAD_DIMS = (16, 32, 64, 128)
+_LOG2_E = 1.4426950408889634  # the kernel's softmax is in powers of 2
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one program works: keys of a window taken at once, warps, and loads in flight."""
+
+    keys: int
+    warps: int
+    stages: int
+
+
+# Measured in tests/bench/full_size.md. Tiles of fp32 are twice as large.
+HALF = Tile(keys=64, warps=8, stages=3)
+SINGLE = Tile(keys=32, warps=8, stages=1)
 
 
 @triton.jit
@@ -70,24 +88,27 @@ def attend_triton(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor) -> Tensor:
     q: B heads Wq 128 d; k, v: B heads Wk 128 d, contiguous from the windows on (a head's windows may be the start of a
     longer buffer); blocks: bool B heads Wq Wk. bf16, fp16 or fp32; d 16, 32, 64 or 128. Returns B heads Wq 128 d.
     """
-    batch, heads, query_windows, tokens, dim = q.shape
-    key_windows = k.shape[2]
+    tokens, dim = q.shape[-2:]
     if q.dtype not in _DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         raise UserError(f"attention 'triton' has no kernel for {q.dtype}; use --precision bf16, fp16 or fp32")
     if dim not in _HEAD_DIMS or tokens != WINDOW:
         raise UserError(f"attention 'triton' has no kernel for heads of {dim} and windows of {tokens}; use 'torch'")
+    counts, indices = list_blocks(blocks)
+    return launch(q, k, v, counts, indices, HALF if q.element_size() == 2 else SINGLE)
+
+
+def launch(q: Tensor, k: Tensor, v: Tensor, counts: Tensor, indices: Tensor, tile: Tile) -> Tensor:
+    """The kernel alone, on lists made by `list_blocks`."""
+    batch, heads, query_windows, tokens, dim = q.shape
     q = q.contiguous()
     k, v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
-    counts, indices = list_blocks(blocks)
     out = torch.empty_like(q)
-    # bf16: half a window of keys at a time keeps the accumulators in registers; fp32 tiles are twice as large.
-    keys, stages = (64, 3) if q.element_size() == 2 else (32, 1)
-    with torch.cuda.device(q.device) if q.is_cuda else torch.no_grad():
+    with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
         _attend[(query_windows, batch * heads)](
             q, k, v, out, counts, indices,
-            k.stride(0), k.stride(1), v.stride(0), v.stride(1), heads, query_windows, key_windows,
-            dim**-0.5 * 1.4426950408889634,  # log2(e): the kernel's softmax is in powers of 2
-            TOKENS=WINDOW, KEYS=keys, DIM=dim, PRECISION="ieee", num_warps=8, num_stages=stages,
+            k.stride(0), k.stride(1), v.stride(0), v.stride(1), heads, query_windows, k.shape[2],
+            dim**-0.5 * _LOG2_E, TOKENS=tokens, KEYS=tile.keys, DIM=dim, PRECISION="ieee",
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out
 

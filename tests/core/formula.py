@@ -6,6 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flashvsr_core.models.dit import Dit
+from flashvsr_core.models.lq_proj import LqProj
+from flashvsr_core.models.tcdecoder import TcDecoder
+from flashvsr_core.registry import DitSpec, LqSpec, ModelSpec, TcDecoderSpec
+from flashvsr_core.weights import Weights
+
+SMALL = ModelSpec(
+    "nano",
+    DitSpec(dim=256, ffn_dim=256, num_heads=2, num_layers=2, freq_dim=64, text_dim=32),
+    LqSpec("causal", (16, 24)),
+    TcDecoderSpec((16, 16, 16, 16)),
+    prompt_tokens=4,
+)
+
 
 def draw(name: str, shape: tuple[int, ...] | list[int], salt: str = "") -> Tensor:
     """Any named random array: standard normal, float32."""
@@ -51,3 +65,23 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Relative L2 error; NaN never passes a comparison."""
     actual, expected = actual.cpu().double(), expected.cpu().double()
     return float((actual - expected).norm() / expected.norm())
+
+
+def formula_weights(spec: ModelSpec = SMALL) -> Weights:
+    """A small model whose every layer matters: weights by formula, no zero anywhere."""
+    modules = {"dit": Dit(spec.dit), "lq_proj": LqProj(spec.lq, spec.dit.dim), "tcdecoder": TcDecoder(spec.tcdecoder)}
+    parts = {
+        name: {k: weight(f"{name}.", k, tuple(v.shape)) for k, v in module.state_dict().items()}
+        for name, module in modules.items()
+    }
+    prompt = draw("context", (1, spec.prompt_tokens, spec.dit.text_dim))
+    return Weights(spec, **parts, prompt=prompt, digests={"formula": "0"})
+
+
+def moving_clip(frames: int, height: int = 48, width: int = 64, dtype: type = np.uint8, scene: int = 0) -> np.ndarray:
+    """A moving pattern, T H W 3, never two frames alike; `scene` changes it altogether."""
+    t, y, x, c = np.ogrid[:frames, :height, :width, :3]
+    sign = 1 - 2 * (scene % 2)
+    wave = np.sin(0.2 * x + 0.3 * t + c + 2 * scene) + np.cos(0.15 * y * (1 + 0.1 * c) - 0.2 * t) * sign
+    wave = wave / 4 + 0.5 + 0.2 * sign
+    return (wave.clip(0, 1) * np.iinfo(dtype).max).astype(dtype)

@@ -9,43 +9,17 @@ import torch
 
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import FlashvsrError, UserError
-from flashvsr_core.models.dit import Dit
-from flashvsr_core.models.lq_proj import LqProj
-from flashvsr_core.models.tcdecoder import TcDecoder
-from flashvsr_core.registry import DitSpec, LqSpec, ModelSpec, TcDecoderSpec
 from flashvsr_core.upscaler import Upscaler
 from flashvsr_core.weights import Weights, embedded_weights
-from tests.core.formula import draw, weight
+from tests.core.formula import formula_weights
+from tests.core.formula import moving_clip as clip
 
-SPEC = ModelSpec(
-    "nano",
-    DitSpec(dim=256, ffn_dim=256, num_heads=2, num_layers=2, freq_dim=64, text_dim=32),
-    LqSpec("causal", (16, 24)),
-    TcDecoderSpec((16, 16, 16, 16)),
-    prompt_tokens=4,
-)
 PARAMS = UpscaleParams(scale=2, color_fix="none", preroll=0, local_range=3)
 
 
 @pytest.fixture(scope="session")
 def weights() -> Weights:
-    """A small model whose every layer matters: weights by formula, no zero anywhere."""
-    modules = {"dit": Dit(SPEC.dit), "lq_proj": LqProj(SPEC.lq, SPEC.dit.dim), "tcdecoder": TcDecoder(SPEC.tcdecoder)}
-    parts = {
-        name: {k: weight(f"{name}.", k, tuple(v.shape)) for k, v in module.state_dict().items()}
-        for name, module in modules.items()
-    }
-    return Weights(SPEC, **parts, prompt=draw("context", (1, 4, 32)), digests={"formula": "0"})
-
-
-def clip(frames: int, height: int = 48, width: int = 64, dtype: type = np.uint8, scene: int = 0) -> np.ndarray:
-    """A moving pattern, T H W 3, never two frames alike; `scene` changes it altogether."""
-    t, y, x, c = np.ogrid[:frames, :height, :width, :3]
-    wave = np.sin(0.2 * x + 0.3 * t + c + 2 * scene) + np.cos(0.15 * y * (1 + 0.1 * c) - 0.2 * t) * (
-        1 - 2 * (scene % 2)
-    )
-    wave = wave / 4 + 0.5 + 0.2 * (1 - 2 * (scene % 2))
-    return (wave.clip(0, 1) * np.iinfo(dtype).max).astype(dtype)
+    return formula_weights()
 
 
 def run(upscaler: Upscaler, frames: np.ndarray, **options: object) -> np.ndarray:

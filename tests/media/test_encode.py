@@ -152,6 +152,26 @@ def test_the_same_frames_give_the_same_bytes(info, tmp_path, codec):
 
 
 @pytest.mark.parametrize("codec", ["h264", "h265"])
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_very_short_segments_are_sound_every_time(info, tmp_path, codec, frames):
+    digests = set()
+    for _ in range(12):
+        encode = resolve(replace(FAST, codec=codec), info, 64, 48)
+        encode_segment(picture(info, encode, frames, 64, 48)[1], tmp_path / "a.mp4", info, encode, 64, 48)
+        check_segment(tmp_path / "a.mp4", frames, 64, 48)
+        digests.add(hashlib.sha256((tmp_path / "a.mp4").read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+@pytest.mark.parametrize("preset", ["ultrafast", "faster", "medium", "slower", "placebo"])
+def test_presets(info, tmp_path, codec, preset):
+    encode = resolve(EncodeParams(codec=codec, preset=preset), info, 96, 64)
+    encode_segment(picture(info, encode, 26, 96, 64)[1], tmp_path / "a.mp4", info, encode, 96, 64)
+    check_segment(tmp_path / "a.mp4", 26, 96, 64)
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
 @pytest.mark.parametrize("rate", [(24000, 1001), (50, 1), (25, 1), (1, 2), (10000, 333)])
 def test_times_are_multiples_of_the_frame_time(info, tmp_path, codec, rate):
     info = replace(info, frame_rate=rate)
