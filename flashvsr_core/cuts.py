@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 RADIUS = 8  # a cut is the largest change within so many frames either side
-PERSISTENCE = 2  # ... and the picture has not come back so many frames later (a flash has)
-CONTEXT = RADIUS + PERSISTENCE  # frames either side that a decision may look at
+PERSISTENCE = 2  # ... and lasts: a flash of so many frames is over, or was not there, that far from the change
+CONTEXT = RADIUS + PERSISTENCE + 1  # frames either side that a decision may look at
 
 _THUMB = 32  # sides of the thumbnails compared, pixels
 # Mean absolute difference (of 255). The bundled clip's cuts score 40 and more, its fastest motion 14 between frames.
@@ -62,11 +62,13 @@ def _is_cut(thumbs: dict[int, np.ndarray], index: int, last: int) -> bool:
 
 
 def _change(thumbs: dict[int, np.ndarray], index: int, last: int) -> float:
-    """Difference to the previous frame that persists: the smaller of now and two frames later."""
+    """Difference between a frame and the one before it that lasts, looking two frames ahead and two back."""
     if index - 1 not in thumbs or index > last:
         return 0.0
-    before = thumbs[index - 1]
-    return min(float(np.abs(thumbs[min(i, last)] - before).mean()) for i in (index, index + PERSISTENCE))
+    now, before = thumbs[index], thumbs[index - 1]
+    later = thumbs[min(index + PERSISTENCE, last)]
+    earlier = thumbs.get(index - 1 - PERSISTENCE, before)  # missing only where the video begins
+    return min(float(np.abs(one - other).mean()) for one, other in ((now, before), (later, before), (now, earlier)))
 
 
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:

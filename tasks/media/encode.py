@@ -1,7 +1,8 @@
 """One segment of finished video: planes in, a file with closed groups of pictures, tags and exact times out."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -30,8 +31,11 @@ DEFAULT_CRF = {"h264": 18, "h265": 20}
 LARGEST_CRF = 51
 LARGEST_SIDE = {"h264": 16384, "h265": 16384}  # pixels; what libx264 and libx265 take
 # Width and height in pixels. libx265 4.2 (PyAV 18.1) writes beyond its memory in narrow pictures, and the process dies
-# of it sooner or later (malloc's checks find it at every width tried up to 48 and at none from 52 on).
+# of it sooner or later (malloc's checks find it at every width tried up to 48, and at none from 52 on).
 SMALLEST = {"h264": (1, 1), "h265": (64, 16)}
+# Frames by which libx265 decodes ahead with every preset. Set by us: in segments of one or two frames its own decoding
+# times are left-overs of memory (PyAV 18.1), so that files differ and some cannot be written at all.
+X265_DELAY = 2
 SMALLEST_TIMESCALE = 10_000  # ticks per second of segments: what ffmpeg would raise a smaller one to
 SEGMENT_FORMAT: Literal["mp4"] = "mp4"
 
@@ -130,6 +134,7 @@ def encode_segment(
     timescale = rate.numerator * -(-SMALLEST_TIMESCALE // rate.numerator)
     scales = {"movie_timescale": str(timescale), "video_track_timescale": str(timescale)}
     frames = 0
+    packets = 0
     with _writing(path):
         container = av.open(file_url(path), "w", format=SEGMENT_FORMAT, options=scales)
     try:
@@ -141,12 +146,12 @@ def encode_segment(
                 frame.pts = frames
                 frame.time_base = 1 / rate
                 with _writing(path):
-                    container.mux(stream.encode(frame))
+                    packets += _mux(container, stream.encode(frame), packets, encode.codec)
                 frames += 1
         if not frames:
             raise FlashvsrError(f"no frames came for segment {str(path)!r}; at least 1 is needed")
         with _writing(path):
-            container.mux(stream.encode())
+            packets += _mux(container, stream.encode(), packets, encode.codec)
     except BaseException:
         _abandon(container)
         raise
@@ -177,6 +182,16 @@ def check_segment(path: str | Path, frames: int, width: int, height: int) -> Non
             raise FlashvsrError(f"segment {name} frame {found}: {os_reason(error)}; delete it and run again") from error
     if found != frames:
         raise FlashvsrError(f"segment {name} has {found} frames, expected {frames}; delete it and run again")
+
+
+def _mux(container: av.container.OutputContainer, packets: list[av.Packet], number: int, codec: Codec) -> int:
+    """Write packets, the first of which is the file's packet `number`; how many there were."""
+    for packet in packets:
+        if codec == "h265":
+            packet.dts = number - X265_DELAY
+        container.mux(packet)
+        number += 1
+    return len(packets)
 
 
 def _check_resolved(encode: EncodeParams) -> None:
@@ -241,23 +256,16 @@ def _frame(planes: tuple[np.ndarray, ...], pix_fmt: str, width: int, height: int
     return frame
 
 
-class _writing:
+@contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
     """Turns faults of encoder and muxer into errors that name the file; full disks into UserError."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._name = repr(str(path))
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, av.FFmpegError):
-            return
+    try:
+        yield
+    except av.FFmpegError as error:
+        name = repr(str(path))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left to write segment {self._name}; free some, or choose another store"
-            ) from error
-        raise FlashvsrError(f"segment {self._name} cannot be encoded: {os_reason(error)}") from error
+            raise UserError(f"no space left to write segment {name}; free some, or choose another store") from error
+        raise FlashvsrError(f"segment {name} cannot be encoded: {os_reason(error)}; see the log") from error
 
 
 def _abandon(container: av.container.OutputContainer) -> None:

@@ -32,6 +32,12 @@ PICTURES = {"mp4": {"mjpeg", "png"}, "mov": {"mjpeg", "png"}, "mkv": {"mjpeg", "
 WITH_ALPHA = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya8", "ya16", "pal8")  # beginnings of pixel formats
 AUDIO_BITRATE = "256k"  # where a container forces a conversion to AAC
 VFR_TIMESCALE = 90_000  # ticks per second where the source's own time base does not fit into mp4
+# QuickTime numbers languages; ffmpeg knows one of the two ISO 639-2 spellings of each and drops the other in silence.
+MOV_LANGUAGE = {
+    "fre": "fra", "deu": "ger", "nld": "dut", "ell": "gre", "isl": "ice", "zho": "chi", "rum": "ron", "cze": "ces",
+    "slo": "slk", "sqi": "alb", "mkd": "mac", "hye": "arm", "kat": "geo", "bod": "tib", "mya": "bur", "msa": "may",
+    "swe": "sve",
+}  # fmt: skip
 CHAPTER_TRACKS = {"bin_data", "text", "mov_text"}  # how mp4 stores chapters; -map_chapters carries them
 
 
@@ -92,12 +98,12 @@ def merge(
         # With no stream to carry, a map that matches nothing keeps the source an input: its metadata is wanted.
         others = [source[str(index)] for index in carried.indices] or [source["t:9999?"]]
         streams = [picture["v:0"], *others]
-        options = _output_options(info, encode, timescale) | carried.codecs
+        options = _output_options(info, encode, timescale, carried) | carried.codecs
         run_ffmpeg(ffmpeg.output(*streams, file_url(output_path), **options), program)
     return tuple(carried.notes)
 
 
-def _output_options(info: VideoInfo, encode: EncodeParams, timescale: int) -> dict[str, str | int]:
+def _output_options(info: VideoInfo, encode: EncodeParams, timescale: int, carried: _Carried) -> dict[str, str | int]:
     options: dict[str, str | int] = {
         "format": MUXER[encode.container],
         "c": "copy",
@@ -111,12 +117,28 @@ def _output_options(info: VideoInfo, encode: EncodeParams, timescale: int) -> di
     video = next(stream for stream in info.streams if stream.index == info.stream_index)
     if video.default:
         options["disposition:v:0"] = "default"
+    options |= _mov_languages(info, carried) if encode.container == "mov" else {}
     # Two spellings of the first stream, since ffmpeg-python gives an option once. (-map_metadata:s would do it too, and
     # would switch off ffmpeg's own copying of every other stream's language.)
     if video.language and video.language != "und":
-        options["metadata:s:v:0"] = f"language={video.language}"
+        language = MOV_LANGUAGE.get(video.language, video.language) if encode.container == "mov" else video.language
+        options["metadata:s:v:0"] = f"language={language}"
     if video.title:
         options["metadata:s:0"] = f"title={video.title}"
+    return options
+
+
+def _mov_languages(info: VideoInfo, carried: _Carried) -> dict[str, str | int]:
+    """Options that respell languages of sound and subtitles for mov."""
+    kinds = {"audio": "a", "subtitle": "s"}
+    numbers = {"a": 0, "s": 0}
+    options: dict[str, str | int] = {}
+    streams = {stream.index: stream for stream in info.streams}
+    for stream in (streams[index] for index in carried.indices if streams[index].kind in kinds):
+        kind = kinds[stream.kind]
+        if stream.language in MOV_LANGUAGE:
+            options[f"metadata:s:{kind}:{numbers[kind]}"] = f"language={MOV_LANGUAGE[stream.language]}"
+        numbers[kind] += 1
     return options
 
 

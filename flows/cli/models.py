@@ -1,0 +1,127 @@
+"""`flashvsr models`: what is published, what is here, and how it gets here."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from flashvsr_core.errors import UserError
+from flashvsr_core.modelfiles import Search, size_text
+from flashvsr_core.registry import PUBLISHED, Registry
+from flows.cli import options
+from tasks import models
+from tasks.weights import default_folder, remembered_sha256, search_folders
+
+app = typer.Typer(help="Published weights: list, fetch, verify, convert.", no_args_is_help=True)
+
+ModelArgument = Annotated[str, typer.Argument(help="v1.0 or v1.1.", show_default=False)]
+DirOption = Annotated[
+    Path | None,
+    typer.Option("--dir", envvar="FLASHVSR_MODELS", help="Folder with published weights; default: user cache."),
+]
+
+# Tests put their own small files here; nothing else may.
+registry: Registry = PUBLISHED
+
+
+@app.command("list")
+def list_models(directory: DirOption = None, as_json: options.JsonOption = False) -> None:
+    """Show the published models, their sizes, and which of their files are here."""
+    search = Search([folder for folder in search_folders(directory) if folder.is_dir()], registry, remembered_sha256)
+    rows: list[dict[str, Any]] = []
+    for model in dict.fromkeys(name for file in registry.files for name in reversed(file.models)):
+        for role in models.roles_of(model, registry):
+            spec, found = registry.files_of(model, role)[0], search.known(model, role)
+            path = str(found.path) if found else None
+            rows.append({"model": model, "part": role, "name": spec.name, "bytes": spec.bytes, "path": path})
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("model", "part", "size", "file", box=None)
+    for row in rows:
+        table.add_row(row["model"], row["part"], size_text(row["bytes"]), escape(row["path"] or f"no {row['name']}"))
+    Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def fetch(
+    model: ModelArgument,
+    directory: DirOption = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Mirror: a folder or fsspec URL that holds the published files.")
+    ] = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Bring a model's files here, verified; what is there is kept, what was interrupted goes on."""
+    folder = _folder(directory)
+    with _progress() as progress:
+        bars: dict[str, TaskID] = {}
+
+        def report(name: str, done: int, total: int | None) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total)
+            progress.update(bars[name], completed=done)
+
+        files = models.fetch(model, folder, source, registry, report)
+    _print_files(files, as_json)
+
+
+@app.command()
+def verify(
+    model: Annotated[str | None, typer.Argument(help="v1.0 or v1.1; default: whatever is there.")] = None,
+    directory: DirOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Read every file again and compare it with what was published. Exit status 2 if something is wrong."""
+    found, problems = models.verify(_folder(directory), model, registry)
+    rows: list[dict[str, Any]] = [
+        {
+            "path": str(file.path),
+            "sha256": file.sha256,
+            "part": file.spec.role if file.spec else None,
+            "models": file.spec.models if file.spec else (),
+            "converted": file.converted,
+        }
+        for file in found
+    ]
+    if as_json:
+        print(json.dumps({"files": rows, "problems": problems}))
+    else:
+        for row in rows:
+            known = f"{row['part']} of {' and '.join(row['models'])}" if row["part"] else "not a published file"
+            print(f"{row['path']}: {known}{', converted' if row['converted'] else ''}")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+@app.command()
+def convert(model: ModelArgument, directory: DirOption = None, as_json: options.JsonOption = False) -> None:
+    """Write a model's pickles as safetensors, once, beside them; loading then reads no pickle any more."""
+    _print_files(models.convert(model, _folder(directory), registry), as_json)
+
+
+def _folder(directory: Path | None) -> Path:
+    return directory.absolute() if directory else default_folder()
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _print_files(files: list[models.ModelFile], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([{**vars(file), "path": str(file.path)} for file in files]))
+        return
+    for file in files:
+        print(f"{file.action}: {file.path} ({file.bytes:,} bytes, {file.role})")
