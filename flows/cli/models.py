@@ -2,20 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
-from rich.table import Table
 
 from flashvsr_core.errors import UserError
 from flashvsr_core.modelfiles import Search, size_text
 from flashvsr_core.registry import PUBLISHED, Registry
 from flows.cli import options
-from tasks import models
-from tasks.weights import default_folder, remembered_sha256, search_folders
+
+if TYPE_CHECKING:
+    from tasks.models import ModelFile
+
+# Functions import `tasks` late: it needs torch, which takes seconds that `flashvsr --help` need not spend.
 
 app = typer.Typer(help="Published weights: list, fetch, verify, convert.", no_args_is_help=True)
 
@@ -32,20 +33,22 @@ registry: Registry = PUBLISHED
 @app.command("list")
 def list_models(directory: DirOption = None, as_json: options.JsonOption = False) -> None:
     """Show the published models, their sizes, and which of their files are here."""
+    from tasks.models import roles_of
+    from tasks.weights import remembered_sha256, search_folders
+
     search = Search([folder for folder in search_folders(directory) if folder.is_dir()], registry, remembered_sha256)
     rows: list[dict[str, Any]] = []
     for model in dict.fromkeys(name for file in registry.files for name in reversed(file.models)):
-        for role in models.roles_of(model, registry):
+        for role in roles_of(model, registry):
             spec, found = registry.files_of(model, role)[0], search.known(model, role)
             path = str(found.path) if found else None
             rows.append({"model": model, "part": role, "name": spec.name, "bytes": spec.bytes, "path": path})
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table("model", "part", "size", "file", box=None)
     for row in rows:
-        table.add_row(row["model"], row["part"], size_text(row["bytes"]), escape(row["path"] or f"no {row['name']}"))
-    Console(soft_wrap=True).print(table)
+        here = row["path"] or f"not here ({row['name']})"
+        print(f"{row['model']}  {row['part']:9}  {size_text(row['bytes']):>19}  {here}")
 
 
 @app.command()
@@ -58,6 +61,8 @@ def fetch(
     as_json: options.JsonOption = False,
 ) -> None:
     """Bring a model's files here, verified; what is there is kept, what was interrupted goes on."""
+    from tasks import models
+
     folder = _folder(directory)
     with _progress() as progress:
         bars: dict[str, TaskID] = {}
@@ -78,6 +83,8 @@ def verify(
     as_json: options.JsonOption = False,
 ) -> None:
     """Read every file again and compare it with what was published. Exit status 2 if something is wrong."""
+    from tasks import models
+
     found, problems = models.verify(_folder(directory), model, registry)
     rows: list[dict[str, Any]] = [
         {
@@ -102,10 +109,14 @@ def verify(
 @app.command()
 def convert(model: ModelArgument, directory: DirOption = None, as_json: options.JsonOption = False) -> None:
     """Write a model's pickles as safetensors, once, beside them; loading then reads no pickle any more."""
+    from tasks import models
+
     _print_files(models.convert(model, _folder(directory), registry), as_json)
 
 
 def _folder(directory: Path | None) -> Path:
+    from tasks.weights import default_folder
+
     return directory.absolute() if directory else default_folder()
 
 
@@ -119,7 +130,7 @@ def _progress() -> Progress:
     )
 
 
-def _print_files(files: list[models.ModelFile], as_json: bool) -> None:
+def _print_files(files: "list[ModelFile]", as_json: bool) -> None:
     if as_json:
         print(json.dumps([{**vars(file), "path": str(file.path)} for file in files]))
         return

@@ -1,0 +1,398 @@
+"""Published files on their way here: fetched from mirrors and the hub, verified, converted, located."""
+
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import httpx
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+
+from flashvsr_core.config import UpscaleParams
+from flashvsr_core.errors import FlashvsrError, TransientError, UserError
+from flashvsr_core.modelfiles import sha256_of
+from flashvsr_core.upscaler import Upscaler
+from flashvsr_core.weights import read_tensors
+from tasks import models, weights
+from tests.core.published import DIT, KINDS, PROMPT, Published, publish
+from tests.storage.conftest import S3Server, seaweed  # noqa: F401  a fixture
+
+FRAMES = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), dtype=np.uint8)
+PARTS = {"dit", "lq_proj", "prompt", "tcdecoder", "vae"}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    return publish(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def mirror(published: Published, tmp_path: Path) -> str:
+    """A folder that holds both repositories and the prompt tensor."""
+    copy_tree(published.prompt.parents[3], tmp_path / "mirror")
+    return str(tmp_path / "mirror")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    for path in source.rglob("*"):
+        if path.is_file() and "ComfyUI" not in path.parts:
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            (target / path.relative_to(source)).write_bytes(path.read_bytes())
+
+
+def actions(files: list[models.ModelFile]) -> dict[str, str]:
+    return {file.role: file.action for file in files}
+
+
+def run(published: Published, model: str, folder: Path) -> np.ndarray:
+    found = weights.locate(model, "tiny", folder, registry=published.registry)
+    upscaler = Upscaler.load(weights.load(found), UpscaleParams(scale=2, preroll=0, precision="fp32"))
+    return np.concatenate(list(upscaler.stream(iter([FRAMES]))))  # type: ignore[arg-type]
+
+
+def whole_way(published: Published, source: str, folder: Path) -> None:
+    """Fetch, verify, run, convert, verify, run, for both versions."""
+    for model in KINDS:
+        files = models.fetch(model, folder, source, published.registry)
+        assert {file.role for file in files} == PARTS
+        assert all(sha256_of(file.path) == file.sha256 for file in files)
+    assert actions(models.fetch("v1.1", folder, source, published.registry)) == dict.fromkeys(PARTS, "present")
+    assert actions(files)["tcdecoder"] == "present"  # shared by both versions
+    assert not list(folder.rglob("*.part"))
+    found, problems = models.verify(folder, None, published.registry)
+    assert len(found) == 7
+    assert not problems
+    before = {model: run(published, model, folder) for model in KINDS}
+    for model in KINDS:
+        files = models.convert(model, folder, published.registry)
+        assert actions(files)["dit"] == "present"
+        assert all(file.path.suffix == ".safetensors" for file in files)
+    located = weights.locate("v1.1", "full", folder, registry=published.registry)
+    assert located.files is not None
+    assert {path.suffix for path in located.files.paths.values()} == {".safetensors"}
+    assert located.digests["lq_proj"] == published.spec("lq_proj", "v1.1").sha256
+    for pickled in [p for p in folder.rglob("*") if p.suffix in (".ckpt", ".pth")]:
+        pickled.unlink()
+    assert not models.verify(folder, "v1.1", published.registry)[1]
+    for model in KINDS:
+        assert np.array_equal(run(published, model, folder), before[model])
+
+
+def test_the_whole_way_from_a_folder(published: Published, mirror: str, tmp_path: Path) -> None:
+    whole_way(published, mirror, tmp_path / "models")
+
+
+@pytest.mark.system
+def test_the_whole_way_from_s3(
+    published: Published,
+    tmp_path: Path,
+    seaweed: S3Server,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    store = fsspec.filesystem("s3")
+    store.put(str(published.prompt.parents[3]) + "/", "media/mirror", recursive=True)
+    monkeypatch.setattr(models, "CHUNK", 5000)
+    whole_way(published, "s3://media/mirror", tmp_path / "models")
+
+
+@pytest.mark.system
+def test_an_interrupted_fetch_from_s3_goes_on(
+    published: Published,
+    tmp_path: Path,
+    seaweed: S3Server,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    store = fsspec.filesystem("s3")
+    store.put(str(published.prompt.parents[3]) + "/", "media/resumed", recursive=True)
+    interrupt_and_resume(published, "s3://media/resumed", tmp_path / "models", monkeypatch)
+
+
+def test_an_interrupted_fetch_goes_on(
+    published: Published, mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_and_resume(published, mirror, tmp_path / "models", monkeypatch)
+
+
+def interrupt_and_resume(published: Published, source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "CHUNK", 20_000)
+    size = published.spec("dit", "v1.1").bytes
+    assert size is not None
+    assert size > 100_000
+
+    def interrupt(name: str, done: int, total: int | None) -> None:
+        if done >= 60_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        models.fetch("v1.1", folder, source, published.registry, interrupt)
+    parts = list(folder.rglob("*.part"))
+    assert [part.stat().st_size for part in parts] == [60_000]
+    assert not list(folder.rglob(DIT))
+    seen: list[tuple[str, int, int | None]] = []
+    files = models.fetch("v1.1", folder, source, published.registry, lambda *report: seen.append(report))
+    assert seen[0] == (DIT, 60_000, size)
+    assert actions(files) == dict.fromkeys(PARTS, "fetched")
+    assert not list(folder.rglob("*.part"))
+
+
+def test_a_wrong_file_on_a_mirror_is_not_kept(published: Published, mirror: str, tmp_path: Path) -> None:
+    path = Path(mirror, "FlashVSR-v1.1", "LQ_proj_in.ckpt")
+    data = bytearray(path.read_bytes())
+    data[500] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        models.fetch("v1.1", tmp_path / "models", mirror, published.registry)
+    spec = published.spec("lq_proj", "v1.1")
+    assert f"holds {spec.bytes:,} bytes, sha256 {sha256_of(path)}, instead of" in str(caught.value)
+    assert spec.sha256 in str(caught.value)
+    assert [p.name for p in (tmp_path / "models" / "v1.1").iterdir()] == [DIT]
+
+
+def test_a_mirror_with_the_other_version_only(published: Published, tmp_path: Path) -> None:
+    """The names are the same: the size or the digest tells."""
+    with pytest.raises(UserError, match=r"instead of|has no"):
+        models.fetch("v1.0", tmp_path / "models", str(published.folders["v1.1"]), published.registry)
+    assert not list((tmp_path / "models").rglob("*.safetensors"))
+
+
+def test_a_truncated_file_on_a_mirror_is_not_even_fetched(published: Published, mirror: str, tmp_path: Path) -> None:
+    os.truncate(Path(mirror, "FlashVSR-v1.1", DIT), 1000)
+    os.truncate(Path(mirror, "FlashVSR", DIT), 1000)
+    with pytest.raises(UserError, match=rf"FlashVSR-v1.1/{DIT} has 1,000 bytes instead of"):
+        models.fetch("v1.1", tmp_path / "models", mirror, published.registry)
+
+
+def test_a_mirror_may_use_other_names(published: Published, tmp_path: Path) -> None:
+    files = models.fetch("v1.1", tmp_path / "models", str(published.comfy / "FlashVSR"), published.registry)
+    assert {file.role for file in files} == PARTS
+    assert not models.verify(tmp_path / "models", "v1.1", published.registry)[1]
+
+
+def test_unknown_places(published: Published, tmp_path: Path) -> None:
+    for source in (str(tmp_path / "nowhere"), "memory://nowhere"):
+        with pytest.raises(UserError, match=f"mirror {source} has no {DIT} of v1.1"):
+            models.fetch("v1.1", tmp_path / "models", source, published.registry)
+    with pytest.raises(UserError, match="nosuch"):
+        models.fetch("v1.1", tmp_path / "models", "nosuch://bucket", published.registry)
+
+
+def test_a_full_disk_is_foreseen(
+    published: Published, mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and _Disk())
+    with pytest.raises(UserError, match=r"100 bytes free but [\d,]+ are to be fetched"):
+        models.fetch("v1.1", tmp_path / "models", mirror, published.registry)
+
+
+class _Disk:
+    free = 100
+
+
+def test_a_stranger_under_a_published_name_is_not_overwritten(
+    published: Published, mirror: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "models" / "v1.1" / "LQ_proj_in.ckpt"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"move it away"):
+        models.fetch("v1.1", tmp_path / "models", mirror, published.registry)
+    assert place.read_bytes() == b"mine"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of a model hub as its client needs: metadata, ranges, one broken connection."""
+
+    def __init__(self, published: Published, broken: list[str], ranges: list[str], *args: Any) -> None:
+        self.published, self.broken, self.ranges = published, broken, ranges
+        super().__init__(*args)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        match = re.fullmatch(r"/JunhaoZhuang/(FlashVSR[^/]*)/resolve/main/(\w.+)", self.path)
+        if match is None:
+            self.send_error(404)
+            return
+        data = (self.published.prompt.parents[3] / match[1] / match[2]).read_bytes()
+        start = int(found[1]) if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
+        self.ranges += [f"{match[2]}:{start}"] if start else []
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("ETag", '"' + sha256_of(self.published.prompt.parents[3] / match[1] / match[2]) + '"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        if not body:
+            return
+        if match[2] in self.broken:
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            self.close_connection = True
+            return
+        self.wfile.write(data[start:])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(published: Published, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[str], list[str]]]:
+    """A hub on loopback; yields the names whose transfer breaks off, and the ranges that were asked for."""
+    broken: list[str] = []
+    ranges: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Hub, published, broken, ranges))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(models, "_from_web", lambda spec, part: part.write_bytes(published.prompt.read_bytes()))
+    yield broken, ranges
+    server.shutdown()
+
+
+def test_fetching_from_the_hub_goes_on_after_a_break(
+    published: Published, hub: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
+    broken, ranges = hub
+    broken.append(DIT)
+    with pytest.raises(FlashvsrError):
+        models.fetch("v1.1", tmp_path / "models", None, published.registry)
+    assert not list((tmp_path / "models").rglob(DIT))
+    broken.clear()
+    ranges.clear()
+    files = models.fetch("v1.1", tmp_path / "models", None, published.registry)
+    assert actions(files) == dict.fromkeys(PARTS, "fetched")
+    assert [entry.partition(":")[0] for entry in ranges] == [DIT]
+    assert not models.verify(tmp_path / "models", "v1.1", published.registry)[1]
+    assert sorted(p.name for p in (tmp_path / "models" / "v1.1").iterdir()) == ["LQ_proj_in.ckpt", DIT]
+
+
+def test_no_network_says_what_to_copy_from_where(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> str:
+        raise httpx.ConnectError("name or service not known")
+
+    monkeypatch.setattr(models, "hf_hub_download", unreachable)
+    with pytest.raises(UserError) as caught:
+        models.fetch("v1.1", tmp_path / "models", None, published.registry)
+    message = str(caught.value)
+    assert "name or service not known" in message
+    assert (
+        f"https://huggingface.co/JunhaoZhuang/FlashVSR-v1.1/resolve/main/{DIT} to {tmp_path}/models/v1.1/{DIT}"
+        in message
+    )
+    assert (
+        f"https://raw.githubusercontent.com/OpenImagingLab/FlashVSR/main/{PROMPT} to "
+        f"{tmp_path}/models/shared/posi_prompt.pth" in message
+    )
+    assert "--from URL" in message
+    assert f"flashvsr models verify v1.1 --dir {tmp_path / 'models'}" in message
+
+
+def test_verify_names_what_is_wrong(published: Published, mirror: str, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    models.fetch("v1.1", folder, mirror, published.registry)
+    path = folder / "shared" / "TCDecoder.ckpt"
+    os.truncate(path, 1000)
+    (folder / "v1.1" / "LQ_proj_in.ckpt").unlink()
+    found, problems = models.verify(folder, "v1.1", published.registry)
+    assert len(found) == 4
+    assert any(f"{path} with 1,000 bytes" in problem and "truncated" in problem for problem in problems)
+    assert any("LQ_proj_in.ckpt" in problem and "is missing" in problem for problem in problems)
+    assert "holds no weights" in models.verify(tmp_path / "empty", None, published.registry)[1][0]
+
+
+def test_verify_does_not_trust_remembered_digests(published: Published, mirror: str, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    path = next(f.path for f in models.fetch("v1.1", folder, mirror, published.registry) if f.role == "lq_proj")
+    stat = path.stat()
+    data = bytearray(path.read_bytes())
+    data[500] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert models.verify(folder, "v1.1", published.registry)[1]
+
+
+def test_digests_of_unchanged_files_are_remembered(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = published.folders["v1.1"]
+    for path in folder.iterdir():  # files younger than the clock's resolution are never remembered
+        os.utime(path, (1, 1))
+    monkeypatch.setattr("tasks.storage.fingerprint.SETTLED", -1)
+    first = weights.remembered_sha256(folder / DIT)
+    monkeypatch.setattr("tasks.storage.local.digest", lambda path: pytest.fail("was read again"))
+    assert weights.remembered_sha256(folder / DIT) == first == sha256_of(folder / DIT)
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tasks.storage.fingerprint.SETTLED", -1)
+    path = published.folders["v1.1"] / DIT
+    assert weights.remembered_sha256(path) == sha256_of(path)
+    assert "cannot be remembered" in caplog.text
+
+
+def test_convert_refuses_what_is_in_its_way_and_damage(published: Published, mirror: str, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    with pytest.raises(UserError, match="holds no weights of v1.1"):
+        models.convert("v1.1", folder, published.registry)
+    models.fetch("v1.1", folder, mirror, published.registry)
+    other = folder / "v1.1" / "LQ_proj_in.safetensors"
+    other.write_bytes(b"mine")
+    with pytest.raises(UserError, match="is no conversion"):
+        models.convert("v1.1", folder, published.registry)
+    other.unlink()
+    models.convert("v1.1", folder, published.registry)
+    assert torch.equal(
+        read_tensors(other)["conv1.bias"], read_tensors(folder / "v1.1" / "LQ_proj_in.ckpt")["conv1.bias"]
+    )
+    (folder / "v1.1" / "LQ_proj_in.ckpt").unlink()
+    data = bytearray(other.read_bytes())
+    data[-1] ^= 1
+    other.write_bytes(data)
+    with pytest.raises(UserError, match=r"LQ_proj_in\.safetensors with .*altered"):
+        weights.locate("v1.1", "tiny", folder, registry=published.registry)
+
+
+def test_auto_takes_v1_1_where_it_is_and_nano_elsewhere(published: Published, mirror: str, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    found = weights.locate("auto", "tiny", folder, registry=published.registry)
+    assert found.spec.name == "nano"
+    assert weights.load(found).spec.name == "nano"
+    models.fetch("v1.1", folder, mirror, published.registry)
+    assert weights.locate("auto", "tiny", folder, registry=published.registry).spec.name == "v1.1"
+    (folder / "v1.1" / "LQ_proj_in.ckpt").unlink()
+    with pytest.raises(UserError, match="lacks LQ_proj_in.ckpt"):
+        weights.locate("auto", "tiny", folder, registry=published.registry)
+    with pytest.raises(UserError, match="embedded"):
+        weights.locate("nano", "tiny", folder, "causal", published.registry)
+
+
+def test_folders_are_searched_in_order(published: Published, mirror: str, tmp_path: Path) -> None:
+    models.fetch("v1.1", weights.default_folder(), mirror, published.registry)
+    assert weights.search_folders(tmp_path) == [tmp_path, weights.default_folder()]
+    assert weights.search_folders(None) == [tmp_path / "cache" / "flashvsr" / "models"]
+    assert weights.locate("v1.1", "tiny", tmp_path / "other", registry=published.registry).spec.name == "v1.1"
