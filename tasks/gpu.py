@@ -1,22 +1,25 @@
-"""The process's one loaded Upscaler, and whose turn it is on a device."""
+"""The process's loaded Upscaler, one per device, and whose turn it is on a device."""
 
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
+from filelock import FileLock, Timeout
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import UserError
 from flashvsr_core.upscaler import Upscaler
 from tasks import weights
-from tasks.storage.local import locked
+
+_POLL = 0.2  # seconds between looks for a free GPU
 
 _loading = threading.Lock()
-_loaded: tuple[object, Upscaler] | None = None
+_loaded: dict[torch.device, tuple[object, Upscaler]] = {}
 _cpu_turn = threading.Lock()
 
 
@@ -24,46 +27,67 @@ def models_dir(compute: ComputeParams) -> Path | None:
     return Path(compute.models_dir) if compute.models_dir else None
 
 
-def first_device(compute: ComputeParams) -> torch.device:
-    """The device a single worker uses: `auto` takes the first GPU, else the CPU."""
-    if compute.devices == "cpu" or (compute.devices == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
+def devices_of(compute: ComputeParams) -> tuple[torch.device, ...]:
+    """The devices `compute` names: `auto` is the first GPU, else the CPU."""
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if compute.devices == "cpu" or (compute.devices == "auto" and not present):
+        return (torch.device("cpu"),)
+    if not present:
         raise UserError(f"devices {compute.devices!r} asks for a GPU, but PyTorch finds none; use --devices cpu")
-    number = 0 if compute.devices in ("auto", "all") else int(compute.devices.split(",")[0])
-    if number >= torch.cuda.device_count():
-        raise UserError(f"GPU {number} does not exist; this machine has 0 to {torch.cuda.device_count() - 1}")
-    return torch.device("cuda", number)
+    if compute.devices == "auto":
+        return (torch.device("cuda", 0),)
+    numbers = range(present) if compute.devices == "all" else sorted({int(n) for n in compute.devices.split(",")})
+    if missing := [number for number in numbers if number >= present]:
+        raise UserError(f"GPU {missing[0]} does not exist; this machine has GPUs 0 to {present - 1}")
+    return tuple(torch.device("cuda", number) for number in numbers)
 
 
-def loaded_upscaler(params: UpscaleParams, digests: dict[str, str], compute: ComputeParams) -> Upscaler:
-    """The model for `params` on this worker's device, loaded once per process and kept until another is asked for."""
-    global _loaded
-    device = first_device(compute)
-    key = (params, tuple(sorted(digests.items())), str(device))
+def loaded_upscaler(
+    params: UpscaleParams, digests: dict[str, str], compute: ComputeParams, device: torch.device
+) -> Upscaler:
+    """The model for `params` on `device`, loaded once per process and kept until another is asked for."""
+    key = (params, tuple(sorted(digests.items())))
     with _loading:
-        if _loaded is None or _loaded[0] != key:
-            _loaded = None  # free the old model's memory first
+        if device not in _loaded or _loaded[device][0] != key:
+            _loaded.pop(device, None)  # free the old model's memory first
             found = weights.locate(params.model, params.mode, models_dir(compute), params.unknown_weights)
             if dict(found.digests) != digests:
                 raise UserError(
                     f"the weights of {params.model} on this machine are not those the job was planned with "
                     f"({found.digests} instead of {digests}); fetch the same files or run with --fresh"
                 )
-            _loaded = key, Upscaler.load(weights.load(found), params, device)
-        return _loaded[1]
+            _loaded[device] = key, Upscaler.load(weights.load(found), params, device)
+        return _loaded[device][1]
 
 
 @contextmanager
-def turn_on(device: torch.device) -> Iterator[None]:
-    """Have a device to oneself: every runner and every process of this machine takes this lock and waits for it."""
-    if device.type == "cpu":
+def turn_on_a_device(compute: ComputeParams) -> Iterator[torch.device]:
+    """Have one of the devices to oneself, waiting for the first that is free.
+
+    GPUs are locked by a file, which every thread, runner and process of this machine takes; the CPU within a process.
+    """
+    devices = devices_of(compute)
+    if devices[0].type == "cpu":
         with _cpu_turn:
-            yield
+            yield devices[0]
         return
+    locks = {device: _gpu_lock(device) for device in devices}
+    while True:
+        for device, lock in locks.items():
+            try:
+                turn = lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            with turn:
+                yield device
+            return
+        time.sleep(_POLL)
+
+
+def _gpu_lock(device: torch.device) -> FileLock:
     uuid = torch.cuda.get_device_properties(device).uuid
-    with locked(str(Path(tempfile.gettempdir()) / f"flashvsr-gpu-{uuid}.lock")):
-        yield
+    # Not a singleton: threads of one process exclude each other too.
+    return FileLock(Path(tempfile.gettempdir()) / f"flashvsr-gpu-{uuid}.lock", thread_local=False)
 
 
 def device_name(device: torch.device) -> str:

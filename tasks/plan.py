@@ -17,7 +17,7 @@ from flashvsr_core.geometry import Geometry
 from flashvsr_core.segments import SegmentPlan, plan_segments
 from flashvsr_core.upscaler import resolve_params
 from tasks import weights
-from tasks.gpu import first_device, models_dir
+from tasks.gpu import devices_of, models_dir
 from tasks.media import encode as encoding
 from tasks.media.encode import SEGMENT_FORMAT, Container, EncodeParams
 from tasks.media.probe import VideoInfo, probe
@@ -130,7 +130,7 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     encode = encoding.resolve(
         replace(request.encode, container=container), info, geometry.out_width, geometry.out_height
     )
-    device = first_device(request.compute)
+    device = devices_of(request.compute)[0]
     asked = request.params
     found = weights.locate(asked.model, asked.mode, models_dir(request.compute), asked.unknown_weights)
     params = resolve_params(request.params, found.spec, device)

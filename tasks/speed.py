@@ -7,7 +7,7 @@ import numpy as np
 
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.segments import FIRST_EMIT, FIRST_READ, STEP
-from tasks.gpu import device_name, first_device, loaded_upscaler
+from tasks.gpu import device_name, devices_of, loaded_upscaler
 from tasks.plan import JobPlan
 from tasks.storage import urls
 
@@ -35,7 +35,8 @@ def padded_megapixels(plan: JobPlan) -> float:
 
 
 def _measure(plan: JobPlan, compute: ComputeParams) -> float:
-    upscaler = loaded_upscaler(plan.params, plan.digests, compute)
+    device = devices_of(compute)[0]
+    upscaler = loaded_upscaler(plan.params, plan.digests, compute, device)
     frames = np.random.default_rng(0).integers(0, 255, (FIRST_READ + 2 * STEP, _SMALL, _SMALL, 3), dtype=np.uint8)
     marks = [time.monotonic() for _ in upscaler.stream(iter([frames]), emit=(0, FIRST_EMIT + 2 * STEP))]
     side = _SMALL * plan.params.scale
@@ -44,7 +45,9 @@ def _measure(plan: JobPlan, compute: ComputeParams) -> float:
 
 def _key(plan: JobPlan, compute: ComputeParams) -> str:
     params = plan.params
-    return " ".join((params.model, params.mode, params.precision, params.attention, device_name(first_device(compute))))
+    return " ".join(
+        (params.model, params.mode, params.precision, params.attention, device_name(devices_of(compute)[0]))
+    )
 
 
 def _place(cache_dir: Path) -> str:

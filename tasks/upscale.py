@@ -16,11 +16,13 @@ from flashvsr_core.cuts import CONTEXT
 from flashvsr_core.errors import FlashvsrError, TransientError, UserError
 from flashvsr_core.pixels import Planes, yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
+from flashvsr_core.upscaler import Upscaler
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
-from tasks.gpu import PeakMemory, device_name, first_device, loaded_upscaler, turn_on
+from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, turn_on_a_device
 from tasks.media.decode import read_frames
 from tasks.media.encode import check_segment, encode_segment, layout_of
 from tasks.plan import JobPlan, read_plan
+from tasks.speed import remember_speed
 from tasks.storage import urls
 from tasks.storage.fingerprint import fingerprint
 from tasks.storage.jobs import Job, SegmentResult
@@ -63,25 +65,28 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{job.key}-", dir=work) as folder:
-        return _make(job, plan, segment, compute, source, Path(folder))
+        result = _make(job, plan, segment, compute, source, Path(folder))
+    remember_speed(plan, compute, result.frames, result.seconds, cache_dir)
+    return result
 
 
 def _make(
     job: Job, plan: JobPlan, segment: SegmentPlan, compute: ComputeParams, source: Path, folder: Path
 ) -> SegmentResult:
-    device = first_device(compute)
-    if device.type != plan.device_type:
+    found = devices_of(compute)[0].type
+    if found != plan.device_type:
         raise UserError(
-            f"this job was planned for {plan.device_type}, this worker has {device.type}: pixels would differ; "
+            f"this job was planned for {plan.device_type}, this worker has {found}: pixels would differ; "
             "use a matching worker or --fresh"
         )
     file = folder / f"{segment.index:05d}.{job.extension}"
     geometry = plan.geometry
-    with turn_on(device):
+    with turn_on_a_device(compute) as device:
         begun = time.monotonic()
         tell(SegmentStarted(segment.index, segment.frames))
         memory = PeakMemory(device)
-        chunks = _chunks(plan, segment, compute, source, memory)
+        upscaler = loaded_upscaler(plan.params, plan.digests, compute, device)
+        chunks = _chunks(plan, segment, upscaler, source, memory)
         encoded = encode_segment(chunks, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
         seconds = time.monotonic() - begun
     if encoded.frames != segment.frames:
@@ -108,10 +113,9 @@ def _make(
 
 
 def _chunks(
-    plan: JobPlan, segment: SegmentPlan, compute: ComputeParams, source: Path, memory: PeakMemory
+    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, memory: PeakMemory
 ) -> Iterator[Planes]:
     """The segment's planes, straight from source frames through the model."""
-    upscaler = loaded_upscaler(plan.params, plan.digests, compute)
     preroll = plan.params.preroll
     assert isinstance(preroll, int), "a plan's parameters are resolved"
     first, end = reading_range(segment, preroll, CONTEXT, plan.info.frames)

@@ -13,6 +13,7 @@ Frames = Tensor
 """T 3 H W float32 in [0, 1]."""
 
 _PLAIN_SHARE = 1 / 3
+_MILD_SHARE = 1 / 4
 _KERNELS = ("bicubic", "bilinear", "area")
 
 
@@ -61,9 +62,14 @@ DEGRADATIONS: dict[str, Callable[[Frames, int], Frames]] = {"plain": plain, "mil
 
 
 def random_degradation(truth: Frames, scale: int, rng: np.random.Generator) -> Frames:
-    """A third plain; else blur, noise, JPEG and an intermediate size in random order and strength. 8 bits at the end."""
-    if rng.random() < _PLAIN_SHARE:
+    """A third plain, a quarter near `mild`; else blur, noise, JPEG and an intermediate size in random order and strength. 8 bits at the end."""
+    kind = rng.random()
+    if kind < _PLAIN_SHARE:
         return plain(truth, scale)
+    if kind < _PLAIN_SHARE + _MILD_SHARE:
+        small = reduce(blur(truth, float(rng.uniform(0.5, 1.1))), scale)
+        small = quantise(add_noise(small, float(rng.uniform(1, 3))))
+        return quantise(jpeg(small, int(rng.integers(65, 86))))
     if rng.random() < 0.6:
         truth = blur(truth, float(rng.uniform(0.4, 2.5)))
     small = reduce(truth, scale, str(rng.choice(_KERNELS, p=(0.7, 0.15, 0.15))))

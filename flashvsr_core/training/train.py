@@ -40,7 +40,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.rng = np.random.default_rng(recipe.seed)
         self.model = Model(spec).to(device)
-        initialise(self.model, bank.draw(self.rng, 4 * recipe.batch, 13, min(recipe.sizes), self.mix)[0])
+        initialise(self.model, *bank.draw(self.rng, 4 * recipe.batch, 25, min(recipe.sizes), self.mix))
+        self.model.tcdecoder.to(memory_format=torch.channels_last)
         self.average = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(self._groups(), betas=recipe.betas, weight_decay=recipe.decay, fused=device.type == "cuda")
 
