@@ -1,7 +1,7 @@
 """Where Prefect keeps task results: on the job's store, so that any machine finds them. Losing them costs nothing."""
 
+import hashlib
 from pathlib import Path
-from typing import Any
 
 from prefect.filesystems import RemoteFileSystem
 
@@ -9,9 +9,14 @@ from tasks.storage import urls
 from tasks.storage.jobs import Job
 
 
-def result_storage(job: Job) -> Path | Any:
-    """Prefect's result storage for a job's store."""
+def result_storage(job: Job) -> Path | RemoteFileSystem:
+    """Prefect's result storage for a job's store. A remote one must be known to the server: a block without secrets.
+
+    Credentials and endpoints come from the environment, where fsspec and AWS's libraries look for them.
+    """
     url = urls.join(urls.parent(job.url), "results")
     if urls.is_local(url):
         return urls.local_path(url)
-    return RemoteFileSystem(basepath=url)
+    storage = RemoteFileSystem(basepath=url)
+    storage.save(f"flashvsr-{hashlib.sha256(url.encode()).hexdigest()[:12]}", overwrite=True)
+    return storage

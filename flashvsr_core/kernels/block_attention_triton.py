@@ -30,7 +30,7 @@ class Tile:
 
 
 # Measured in tests/bench/full_size.md. Tiles of fp32 are twice as large.
-HALF = Tile(keys=64, warps=8, stages=3)
+HALF = Tile(keys=64, warps=4, stages=2)
 SINGLE = Tile(keys=32, warps=8, stages=1)
 
 

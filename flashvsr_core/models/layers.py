@@ -19,11 +19,11 @@ class RmsNorm(nn.Module):
 
 
 class ChannelRmsNorm(nn.Module):
-    """`normalize(x, dim=channels) * sqrt(C) * gamma` for tensors B C and `axes` more, by default T H W (Wan 2.1)."""
+    """`normalize(x, dim=channels) * sqrt(C) * gamma` for tensors B C T H W (Wan 2.1)."""
 
-    def __init__(self, dim: int, axes: int = 3) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.ones(dim, *(1,) * axes))
+        self.gamma = nn.Parameter(torch.ones(dim, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=1) * (x.shape[1] ** 0.5) * self.gamma

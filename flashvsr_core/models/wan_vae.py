@@ -1,10 +1,11 @@
 """Wan 2.1 VAE decoder, the `full` decoder: latents become frames, one latent frame at a time.
 
-Own module rather than a library's. Read for the choice: Wan 2.1's `wan/modules/vae.py` and the `AutoencoderKLWan` family
-(diffusers' and sglang's child of it). All of them keep the feature cache in attributes of the module, clear it when
-`decode()` begins and ends, and return the whole video from one call: a stream would have to reach into their private
-`_feat_map`, two streams could not share the weights, and the family's keys would need a rename table. What is left
-without encoder, tiling and config machinery is this file; its keys are the published ones, its memory is an argument.
+Own module rather than a library's. Read for the choice: Wan 2.1's `wan/modules/vae.py` and the `AutoencoderKLWan`
+family (diffusers' and sglang's child of it). All of them keep the feature cache in attributes of the module, clear it
+when `decode()` begins and ends, and return the whole video from one call: a stream would have to reach into their
+private `_feat_map`, two streams could not share the weights, and the family's keys would need a rename table. What is
+left without encoder, tiling and config machinery is this file; its keys are the published ones, its memory is an
+argument.
 """
 
 import torch
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from flashvsr_core.models.layers import ChannelRmsNorm
 from flashvsr_core.registry import VaeSpec
 
 FRAMES_PER_LATENT = 4
@@ -37,10 +37,10 @@ class Past:
         self.new: Memory = []
 
     def before(self, x: Tensor) -> Tensor:
-        """`x` (B C T H W) with two frames of its past in front: zeros at the start of a stream."""
+        """`x` (B T C H W) with two frames of its past in front: zeros at the start of a stream."""
         past = self._zeros(x) if self.old is None else self.old[len(self.new)]
-        x = torch.cat([past, x], dim=2)
-        self.new.append(x[:, :, -_PAST:].clone())
+        x = torch.cat([past, x], dim=1)
+        self.new.append(x[:, -_PAST:].clone())
         return x
 
     def skip(self, x: Tensor) -> None:
@@ -48,33 +48,61 @@ class Past:
         self.new.append(self._zeros(x))
 
     def _zeros(self, x: Tensor) -> Tensor:
-        return x.new_zeros((*x.shape[:2], _PAST, *x.shape[3:]))
+        return x.new_zeros((x.shape[0], _PAST, *x.shape[2:]))
+
+
+class Norm(nn.Module):
+    """`normalize(x, dim=channels) * sqrt(C) * gamma` for tensors ... C H W; gamma has `axes` more dimensions."""
+
+    def __init__(self, channels: int, axes: int = 3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *(1,) * axes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In place where the result is nobody else's: tensors of the last resolution take gigabytes.
+        return F.normalize(x, dim=-3).mul_(self.gamma.view(-1, 1, 1) * x.shape[-3] ** 0.5)
 
 
 class CausalConv(nn.Conv3d):
-    """3x3x3 convolution whose window in time ends at the frame itself."""
+    """3x3x3 or 3x1x1 convolution whose window in time ends at the frame itself.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 3, padding=(0, 1, 1))
+    Run frame by frame, as a 2-D convolution over the channels of three frames: the same sums, but in this layout three
+    frames are one view, and no scratch memory for all frames at once is needed (tests/bench/full_size.md).
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int = 3) -> None:
+        super().__init__(inputs, outputs, (3, size, size), padding=(0, size // 2, size // 2))
 
     def forward(self, x: Tensor, past: Past) -> Tensor:  # type: ignore[override]
-        return super().forward(past.before(x))
+        """x: B T C H W."""
+        count = x.shape[1]
+        x = past.before(x)
+        weight = rearrange(self.weight, "o c t h w -> o (t c) h w")
+        out = x.new_empty((x.shape[0], count, self.out_channels, *x.shape[3:]))
+        for i in range(count):
+            window = rearrange(x[:, i : i + 1 + _PAST], "b t c h w -> b (t c) h w")
+            out[:, i] = F.conv2d(window, weight, self.bias, padding=self.padding[1:])
+        return out
 
 
 class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            ChannelRmsNorm(inputs), nn.SiLU(), CausalConv(inputs, outputs),
-            ChannelRmsNorm(outputs), nn.SiLU(), nn.Identity(), CausalConv(outputs, outputs),
+            Norm(inputs), nn.SiLU(inplace=True), CausalConv(inputs, outputs),
+            Norm(outputs), nn.SiLU(inplace=True), nn.Identity(), CausalConv(outputs, outputs),
         )  # fmt: skip
-        self.shortcut = nn.Conv3d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.shortcut = nn.Conv3d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         y = x
         for layer in self.residual:
             y = layer(y, past) if isinstance(layer, CausalConv) else layer(y)
-        return self.shortcut(x) + y
+        if self.shortcut is not None:
+            batch, kernel = x.shape[0], self.shortcut.weight[:, :, 0]
+            x = F.conv2d(rearrange(x, "b t c h w -> (b t) c h w"), kernel, self.shortcut.bias)
+            x = rearrange(x, "(b t) c h w -> b t c h w", b=batch)
+        return y.add_(x)
 
 
 class AttentionBlock(nn.Module):
@@ -82,17 +110,17 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = ChannelRmsNorm(channels, axes=2)
+        self.norm = Norm(channels, axes=2)
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         batch, height = x.shape[0], x.shape[3]
-        frames = rearrange(x, "b c t h w -> (b t) c h w")
+        frames = rearrange(x, "b t c h w -> (b t) c h w")
         qkv = rearrange(self.to_qkv(self.norm(frames)), "n (p c) h w -> p n 1 (h w) c", p=3)
         y = F.scaled_dot_product_attention(*qkv.contiguous().unbind(0))
         y = self.proj(rearrange(y, "n 1 (h w) c -> n c h w", h=height))
-        return x + rearrange(y, "(b t) c h w -> b c t h w", b=batch)
+        return x + rearrange(y, "(b t) c h w -> b t c h w", b=batch)
 
 
 class Enlarge(nn.Module):
@@ -103,16 +131,14 @@ class Enlarge(nn.Module):
         self.resample = nn.Sequential(
             nn.Upsample(scale_factor=2, mode="nearest-exact"), nn.Conv2d(channels, channels // 2, 3, padding=1)
         )
-        self.time_conv = nn.Conv3d(channels, 2 * channels, (3, 1, 1)) if time else None
+        self.time_conv = CausalConv(channels, 2 * channels, size=1) if time else None
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        batch = x.shape[0]
         if self.time_conv is not None and past.first:
             past.skip(x)
         elif self.time_conv is not None:
-            x = rearrange(self.time_conv(past.before(x)), "b (s c) t h w -> b c (t s) h w", s=2)
-        x = self.resample(rearrange(x, "b c t h w -> (b t) c h w"))
-        return rearrange(x, "(b t) c h w -> b c t h w", b=batch)
+            x = rearrange(self.time_conv(x, past), "b t (s c) h w -> b (t s) c h w", s=2)
+        return torch.stack([self.resample(frame) for frame in x.unbind(1)], dim=1)
 
 
 class _Decoder(nn.Module):
@@ -133,7 +159,7 @@ class _Decoder(nn.Module):
                 layers.append(Enlarge(width, _DOUBLES_TIME[level]))
                 inputs = width // 2
         self.upsamples = nn.ModuleList(layers)
-        self.head = nn.Sequential(ChannelRmsNorm(inputs), nn.SiLU(), CausalConv(inputs, 3))
+        self.head = nn.Sequential(Norm(inputs), nn.SiLU(inplace=True), CausalConv(inputs, 3))
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         x = self.conv1(x, past)
@@ -144,7 +170,7 @@ class _Decoder(nn.Module):
 
 
 class WanVaeDecoder(nn.Module):
-    """Keys as published (`decoder.*`, `conv2.*` of Wan2.1_VAE.pth)."""
+    """Keys as published (`decoder.*`, `conv2.*` of Wan2.1_VAE.pth). Inside, tensors are B T C H W."""
 
     def __init__(self, spec: VaeSpec) -> None:
         super().__init__()
@@ -158,11 +184,11 @@ class WanVaeDecoder(nn.Module):
         (they reach beyond [-1, 1]), and the memory, whose size does not depend on the length of the video.
         """
         mean, std = (latents.new_tensor(v, dtype=torch.float32)[:, None, None, None] for v in (_MEAN, _STD))
-        x = self.conv2((latents * std + mean).to(latents.dtype))
+        x = rearrange(self.conv2((latents * std + mean).to(latents.dtype)), "b c t h w -> b t c h w")
         frames = []
-        for latent in x.split(1, dim=2):
+        for latent in x.split(1, dim=1):
             past = Past(memory)
             frames.append(self.decoder(latent, past))
             memory = past.new
         assert memory is not None, "there is at least one latent frame"
-        return torch.cat(frames, dim=2), memory
+        return rearrange(torch.cat(frames, dim=1), "b t c h w -> b c t h w"), memory

@@ -1,94 +1,16 @@
-"""A place to write to, of every kind; `s3` is a real SeaweedFS, started once and only for tests marked `system`."""
+"""A place to write to, of every kind; `s3` is a real SeaweedFS, only for tests marked `system`."""
 
-import json
 import os
 import secrets
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
-BUCKET = "media"
-START_SECONDS = 60
-PORTS = ("master.port", "volume.port", "filer.port", "s3.port", "admin.port")
-
-
-@dataclass(frozen=True)
-class S3Server:
-    endpoint: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What fsspec's configuration needs to reach the server (also as the variable FSSPEC_S3)."""
-        return {
-            "key": "testkey",
-            "secret": "testsecret",
-            "endpoint_url": self.endpoint,
-            "client_kwargs": {"region_name": "us-east-1"},
-        }
-
-
-@pytest.fixture(scope="session")
-def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A SeaweedFS on loopback with one bucket; s3:// of this process leads there."""
-    home = tmp_path_factory.mktemp("seaweed")
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    keys = [{"accessKey": "testkey", "secretKey": "testsecret"}]
-    config = home / "s3.json"
-    config.write_text(json.dumps({"identities": [{"name": "test", "credentials": keys, "actions": actions}]}))
-    with ExitStack() as stack:
-        ports = free_ports(stack, 2 * len(PORTS))
-    command = [str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "mini", f"-dir={home}"]
-    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false"]
-    command += ["-admin.ui=false", "-master.telemetry=false", f"-s3.config={config}"]
-    for i, name in enumerate(PORTS):
-        command += [f"-{name}={ports[2 * i]}", f"-{name}.grpc={ports[2 * i + 1]}"]
-    server = S3Server(f"http://127.0.0.1:{ports[2 * PORTS.index('s3.port')]}")
-    log = home / "weed.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=home, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    fsspec.config.conf["s3"] = server.options
-    try:
-        _wait_until_writable(process, log)
-        yield server
-    finally:
-        del fsspec.config.conf["s3"]
-        process.send_signal(signal.SIGKILL)  # its data is thrown away, and a polite end takes seconds
-        process.wait()
-
-
-def _wait_until_writable(process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    store = fsspec.filesystem("s3", use_listings_cache=False)
-    while True:
-        try:
-            store.mkdir(BUCKET)
-            store.pipe_file(f"{BUCKET}/ready", b"1")
-            return
-        except FileExistsError:
-            time.sleep(0.1)
-        except Exception as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"SeaweedFS did not start: {log.read_text()[-2000:]}") from error
-            time.sleep(0.2)
-
-
-def free_ports(stack: ExitStack, count: int) -> list[int]:
-    sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    return [each.getsockname()[1] for each in sockets]
+from tests.s3server import BUCKET
 
 
 @pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.system)])

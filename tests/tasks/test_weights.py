@@ -1,6 +1,5 @@
 """Published files on their way here: fetched from mirrors and the hub, verified, converted, located."""
 
-import json
 import os
 import re
 import threading
@@ -18,13 +17,13 @@ import torch
 from huggingface_hub import constants
 
 from flashvsr_core.config import UpscaleParams
-from flashvsr_core.errors import FlashvsrError, TransientError, UserError
+from flashvsr_core.errors import FlashvsrError, UserError
 from flashvsr_core.modelfiles import sha256_of
 from flashvsr_core.upscaler import Upscaler
 from flashvsr_core.weights import read_tensors
 from tasks import models, weights
 from tests.core.published import DIT, KINDS, PROMPT, Published, publish
-from tests.storage.conftest import S3Server, seaweed  # noqa: F401  a fixture
+from tests.s3server import S3Server
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), dtype=np.uint8)
 PARTS = {"dit", "lq_proj", "prompt", "tcdecoder", "vae"}
@@ -101,7 +100,7 @@ def test_the_whole_way_from_s3(
     published: Published,
     tmp_path: Path,
     seaweed: S3Server,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = fsspec.filesystem("s3")
     store.put(str(published.prompt.parents[3]) + "/", "media/mirror", recursive=True)
@@ -114,7 +113,7 @@ def test_an_interrupted_fetch_from_s3_goes_on(
     published: Published,
     tmp_path: Path,
     seaweed: S3Server,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = fsspec.filesystem("s3")
     store.put(str(published.prompt.parents[3]) + "/", "media/resumed", recursive=True)
