@@ -28,7 +28,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m tests.bench.run_cpu
+	$(BIN)/python -m tests.bench.preroll
+	$(BIN)/python -m tests.bench.cpu
 
 clean:
 	rm -rf $(VENV) demo

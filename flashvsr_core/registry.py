@@ -63,6 +63,7 @@ class TcDecoderSpec:
     shuffle: bool = False
     condition: bool = True  # whether the first convolution sees the condition beside the latents
     detail: tuple[int, ...] = ()  # 4: the condition's high frequencies are added at 1/4, 2: at 1/2 (with `shuffle`)
+    gate: bool = False  # what the latents say multiplies that detail
     clamp: float = 3.0  # latents are squashed smoothly to +- this
 
 

@@ -5,6 +5,7 @@ attention needs no permutation; everything else works token by token.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -188,20 +189,21 @@ class Dit(nn.Module):
         )
         self.time_embedding = nn.Sequential(nn.Linear(spec.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.blocks: nn.ModuleList = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
         self.head = Head(spec)
 
     def constants(self, context: Tensor) -> DitConstants:
         """Everything that depends only on timestep and prompt (context: 1 tokens text_dim)."""
-        weight = self.time_embedding[0].weight
+        weight = self.patch_embedding.weight
+        blocks = cast(list[Block], list(self.blocks))
         time = self.time_embedding(sinusoidal_embedding(self.spec.freq_dim, _TIMESTEP).to(weight)[None])
         projected = self.time_projection(time).unflatten(-1, (6, -1))
         prompt = self.text_embedding(context.to(weight))
-        modulation = torch.cat([block.modulation + projected for block in self.blocks])  # type: ignore[operator]
+        modulation = torch.cat([block.modulation + projected for block in blocks])
         return DitConstants(
             modulation=modulation,
             head=(self.head.modulation + time[:, None])[0],
-            cross=[block.cross_attn.prompt(prompt) for block in self.blocks],  # type: ignore[operator, union-attr]
+            cross=[block.cross_attn.prompt(prompt) for block in blocks],
         )
 
     def forward(

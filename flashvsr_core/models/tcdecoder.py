@@ -72,6 +72,7 @@ class TcDecoder(nn.Module):
         a, b, c, d = spec.channels
         self.residual = spec.residual
         self.condition = spec.condition
+        self.gate = spec.gate
         first = spec.latent_channels + (3 * FRAMES_PER_LATENT * _PATCH**2 if spec.condition else 0)
         at_8, at_4, at_2 = ([MemBlock(n) for _ in range(count)] for n, count in zip((a, b, c), spec.blocks))
         opening = (Clamp(spec.clamp), nn.Conv2d(first, a, 3, padding=1), nn.ReLU(),
@@ -103,17 +104,18 @@ class TcDecoder(nn.Module):
         if missing:
             condition = torch.cat([condition[:, :, :1].expand(-1, -1, missing, -1, -1), condition], dim=2)
         frames = []
+        kept = memory or []
         for start in range(0, latents.shape[2], _LATENTS_PER_PASS):
             part = slice(start, start + _LATENTS_PER_PASS)
             pixels = condition[:, :, FRAMES_PER_LATENT * part.start : FRAMES_PER_LATENT * part.stop]
-            decoded, memory = self._decode(latents[:, :, part], pixels, memory)
+            decoded, kept = self._decode(latents[:, :, part], pixels, kept)
             frames.append(decoded)
         out = torch.cat(frames, dim=2)[:, :, missing:]
         if self.residual:
-            return condition[:, :, missing:] + self.residual * out, memory
-        return out * 2 - 1, memory
+            return condition[:, :, missing:] + self.residual * out, kept
+        return out * 2 - 1, kept
 
-    def _decode(self, latents: Tensor, condition: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+    def _decode(self, latents: Tensor, condition: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         batch = latents.shape[0]
         x = latents
         if self.condition:
@@ -135,7 +137,8 @@ class TcDecoder(nn.Module):
                 x = layer(x)
                 if isinstance(layer, ShuffleGrow):
                     scale //= 2
-                    x = x + details[scale] if scale in details else x
+                    if scale in details:
+                        x = x + details[scale] * x if self.gate else x + details[scale]
         return rearrange(x, "(b t) c h w -> b c t h w", b=batch), kept
 
     def details(self, condition: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:

@@ -20,6 +20,7 @@ _PAST = 2  # frames of its past that each convolution over time sees
 _LEVELS = (4, 4, 2, 1)  # channels of the resolutions 1/8, 1/4, 1/2, 1, in units of `spec.dim`
 _BLOCKS = 3  # residual blocks at each resolution
 _DOUBLES_TIME = (True, True, False)  # which of the three enlargements also doubles the frames
+_TIMED = 2 * (_BLOCKS + 1)  # layers up to and with the last that doubles the frames
 _MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
          0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
 _STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
@@ -29,26 +30,33 @@ Memory = list[Tensor]
 
 
 class Past:
-    """What the convolutions over time remember, in the order in which they run: two frames of each one's input."""
+    """What the convolutions over time remember, in the order in which they run: two frames of each one's input.
+
+    The buffers are overwritten in place: at 1536x2560 they take 17 GiB in bf16, and two sets would not fit.
+    """
 
     def __init__(self, memory: Memory | None) -> None:
         self.first = memory is None  # the stream's first latent frame is being decoded
-        self.old = memory
-        self.new: Memory = []
+        self.frames: Memory = memory or []
+        self.turn = 0
 
     def before(self, x: Tensor) -> Tensor:
         """`x` (B T C H W) with two frames of its past in front: zeros at the start of a stream."""
-        past = self._zeros(x) if self.old is None else self.old[len(self.new)]
+        if self.first:
+            self._open(x)
+        past = self.frames[self.turn]
+        self.turn += 1
         x = torch.cat([past, x], dim=1)
-        self.new.append(x[:, -_PAST:].clone())
+        past.copy_(x[:, -_PAST:])
         return x
 
     def skip(self, x: Tensor) -> None:
         """The convolution whose turn it is does not see `x`; its past stays empty."""
-        self.new.append(self._zeros(x))
+        self._open(x)
+        self.turn += 1
 
-    def _zeros(self, x: Tensor) -> Tensor:
-        return x.new_zeros((x.shape[0], _PAST, *x.shape[2:]))
+    def _open(self, x: Tensor) -> None:
+        self.frames.append(x.new_zeros((x.shape[0], _PAST, *x.shape[2:])))
 
 
 class Norm(nn.Module):
@@ -162,11 +170,19 @@ class _Decoder(nn.Module):
         self.head = nn.Sequential(Norm(inputs), nn.SiLU(inplace=True), CausalConv(inputs, 3))
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
+        """One latent frame, B 1 C h w -> frames B T 3 H W."""
         x = self.conv1(x, past)
-        for layer in (*self.middle, *self.upsamples):
+        for layer in (*self.middle, *self.upsamples[:_TIMED]):
             x = layer(x, past)
-        norm, activation, conv = self.head
-        return conv(activation(norm(x)), past)
+        # From here on nothing changes the number of frames: one at a time takes a quarter of the memory.
+        turn, frames = past.turn, []
+        for frame in x.split(1, dim=1):
+            past.turn = turn
+            for layer in self.upsamples[_TIMED:]:
+                frame = layer(frame, past)
+            norm, activation, conv = self.head
+            frames.append(conv(activation(norm(frame)), past))
+        return torch.cat(frames, dim=1)
 
 
 class WanVaeDecoder(nn.Module):
@@ -181,7 +197,8 @@ class WanVaeDecoder(nn.Module):
         """latents: B 16 F h w, as the DiT leaves them; condition is not used (the other decoder's is).
 
         A stream's first latent frame (memory None) gives 1 frame, every other 4. Returns frames B 3 T H W, not clamped
-        (they reach beyond [-1, 1]), and the memory, whose size does not depend on the length of the video.
+        (they reach beyond [-1, 1]), and the memory, whose size does not depend on the length of the video; the memory
+        that was passed in is overwritten.
         """
         mean, std = (latents.new_tensor(v, dtype=torch.float32)[:, None, None, None] for v in (_MEAN, _STD))
         x = rearrange(self.conv2((latents * std + mean).to(latents.dtype)), "b c t h w -> b t c h w")
@@ -189,6 +206,6 @@ class WanVaeDecoder(nn.Module):
         for latent in x.split(1, dim=1):
             past = Past(memory)
             frames.append(self.decoder(latent, past))
-            memory = past.new
+            memory = past.frames
         assert memory is not None, "there is at least one latent frame"
         return rearrange(torch.cat(frames, dim=1), "b t c h w -> b c t h w"), memory

@@ -12,6 +12,8 @@ from flashvsr_core.training.unroll import Model, Window, unroll
 _SPREAD = 0.05  # of the random part beside whitened weights
 _LATENT_STD = 6.0  # of what the DiT starts with: well above the noise, of which a small DiT can remove little
 _RIDGE = 1e-3
+_BIAS = 2.0  # keeps components on the side of SiLU that loses nothing, and tells the norm that follows the contrast
+_POWER = 0.25  # of the eigenvalues; 0.5 would whiten, and then less of the detail survives the second convolution
 _FLOOR = 1e-6  # share of the largest eigenvalue below which whitening no longer amplifies
 
 
@@ -24,7 +26,7 @@ def initialise(model: Model, condition: Tensor, truth: Tensor) -> None:
     hidden = F.silu(lq.norm1(lq.conv1(F.pad(patches, (1, 1, 1, 1, 0, 0), mode="replicate"))))
     _whiten(lq.conv2, hidden, taps=(0, 1, 2, 3))
     for norm in (lq.norm1, lq.norm2):
-        norm.gamma.fill_(2**0.5)
+        norm.gamma.fill_((1 + _BIAS**2) ** 0.5)
     nn.init.orthogonal_(lq.linear_layers[0].weight)
     dit.patch_embedding.weight.mul_(0.1)
     for block in dit.blocks:
@@ -42,6 +44,10 @@ def initialise(model: Model, condition: Tensor, truth: Tensor) -> None:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
     next(x for x in decoder.decoder if isinstance(x, nn.Conv2d)).weight.mul_(1 / _LATENT_STD)
+    if decoder.gate:
+        for layer in decoder.decoder:
+            if isinstance(layer, ShuffleGrow):
+                nn.init.ones_(layer.conv.bias)  # type: ignore[arg-type]
     _fit_head(model, condition, truth)
     last = [x for x in decoder.decoder if isinstance(x, ShuffleGrow | nn.Conv2d)][-1]
     last = last.conv if isinstance(last, ShuffleGrow) else last
@@ -87,17 +93,17 @@ def _components(patches: Tensor, count: int) -> Tensor:
 
 
 def _whiten(conv: nn.Conv3d, x: Tensor, taps: tuple[int, ...]) -> None:
-    """Let `conv` give the leading principal components, of unit variance, of its middle column at time steps `taps`.
+    """Let `conv` give the leading principal components, partly whitened, of its middle column at time steps `taps`.
 
-    x: B C T h w. A bias of 1 keeps the components on the side of SiLU that loses nothing, and lets the norm that follows
-    know the contrast.
+    x: B C T h w.
     """
     columns = rearrange(x.unfold(2, conv.kernel_size[0], conv.stride[0])[..., list(taps)], "b c t h w k -> (b t h w) (c k)")
     mean = columns.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov((columns - mean).T.double()))
     out = conv.out_channels
     values, vectors = values.flip(0)[:out], vectors.flip(1)[:, :out]
-    rows = (vectors / values.clamp(min=_FLOOR * values[0]).sqrt()).T.float()
+    rows = (vectors / values.clamp(min=_FLOOR * values[0]) ** _POWER).T.float()
+    rows /= (values ** (1 - 2 * _POWER)).mean().sqrt().float()
     nn.init.normal_(conv.weight, std=_SPREAD / (conv.in_channels * len(taps) * 9) ** 0.5)
     conv.weight[:, :, list(taps), 1, 1] = rows.unflatten(1, (-1, len(taps)))
-    conv.bias.copy_(1 - rows @ mean)  # type: ignore[union-attr]
+    conv.bias.copy_(_BIAS - rows @ mean)  # type: ignore[union-attr]

@@ -178,7 +178,7 @@ def attention() -> dict[str, Any]:
     lists = kernel.list_blocks(blocks)
     work = 4 * float(blocks.sum()) * 128 * 128 * 128
     result["ms"]["list_blocks"] = do_bench(lambda: kernel.list_blocks(blocks), return_mode="median")
-    for keys, warps, stages in ((64, 8, 2), (64, 8, 3), (128, 8, 2), (64, 4, 2), (64, 4, 3), (128, 8, 3)):
+    for keys, warps, stages in ((64, 8, 2), (64, 8, 3), (128, 8, 2), (64, 4, 2), (64, 4, 3), (32, 4, 3)):
         try:
             tile = kernel.Tile(keys, warps, stages)
             ms = do_bench(lambda tile=tile: kernel.launch(*parts, *lists, tile), return_mode="median")

@@ -6,7 +6,7 @@ make a model whose every layer and memory matters; `nano` is the embedded model.
 
 import argparse
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +25,16 @@ FRAMES = CUTS[-1] + AFTER
 PARAMS = UpscaleParams(scenes="off", color_fix="none")
 
 
-def curve(weights: Weights, frames: np.ndarray) -> dict[int, list[float]]:
+def curve(
+    weights: Weights, frames: np.ndarray, cuts: Sequence[int] = CUTS, prerolls: Sequence[int] = PREROLLS
+) -> dict[int, list[float]]:
     """PSNR in dB (8 bits, all frames after a cut together) per pre-roll, one value per cut."""
     params = replace(PARAMS, preroll=0)
     whole = _whole(Upscaler.load(weights, params), frames)
     found: dict[int, list[float]] = {}
-    for preroll in PREROLLS:
+    for preroll in prerolls:
         upscaler = Upscaler.load(weights, replace(params, preroll=preroll))
-        found[preroll] = [_psnr(_segment(upscaler, frames, cut), whole[cut : cut + AFTER]) for cut in CUTS]
+        found[preroll] = [_psnr(_segment(upscaler, frames, cut), whole[cut : cut + AFTER]) for cut in cuts]
     return found
 
 

@@ -15,6 +15,7 @@ from tasks.media.encode import EncodeParams
 from tasks.media.probe import kinds, probe
 from tasks.plan import Request, make_plan
 from tasks.report import RunReport
+from tasks.storage import urls
 from tasks.storage.jobs import Job
 from tasks.storage.lease import hold
 from tests.flows.clips import digests, make_clip
@@ -206,6 +207,13 @@ def test_codecs_and_containers(run: Runner, clip: Path, tmp_path: Path, codec: s
     info = probe(output)
     assert (info.frames, info.bit_depth) == (40, 10)
     assert info.codec in (codec, {"h264": "h264", "h265": "hevc"}[codec])
+
+
+def test_a_full_disk_is_foreseen(run: Runner, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urls, "free_bytes", lambda url: 1000)
+    with pytest.raises(UserError, match=r"free.*needed.*--store"):
+        run(clip, tmp_path / "out.mp4")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_memory_store(run: Runner, clip: Path, tmp_path: Path) -> None:
