@@ -1,7 +1,6 @@
 """Pixels in and out of the model: enlargement and padding before it, crop, quantisation and RGB to YUV after it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,22 +10,12 @@ from torch import Tensor
 
 from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import Geometry
+from flashvsr_core.layout import Planes, YuvLayout
 
 # Kr, Kb of ITU-R BT.601, BT.709 and BT.2020 (non-constant luminance)
 _LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
 
-Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 Pack = Callable[[Tensor], np.ndarray | Planes]
-
-
-@dataclass(frozen=True)
-class YuvLayout:
-    """How RGB becomes Y, U and V planes."""
-
-    subsampling: Literal["420", "422", "444"]
-    depth: Literal[8, 10, 12]
-    matrix: Literal["bt601", "bt709", "bt2020"]
-    full_range: bool = False
 
 
 def enlarge(frames: Tensor, geometry: Geometry) -> Tensor:

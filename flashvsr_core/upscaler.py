@@ -18,7 +18,8 @@ from flashvsr_core.kernels.block_attention import attention_backend
 from flashvsr_core.kernels.block_mask import local_window, top_k
 from flashvsr_core.models.dit import Sparsity
 from flashvsr_core.noise import step_noise
-from flashvsr_core.pixels import Pack, Planes, crop, enlarge, pad, rgb_packer
+from flashvsr_core.layout import Planes
+from flashvsr_core.pixels import Pack, crop, enlarge, pad, rgb_packer
 from flashvsr_core.registry import ModelSpec
 from flashvsr_core.segments import FIRST_READ, GRID, STEP
 from flashvsr_core.stream import LATENT_PIXELS, Network, StreamState, latents_of, open_stream, step

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import httpx
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import hf_hub_url
+from huggingface_hub.utils import build_hf_headers
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,6 +34,7 @@ from tasks.storage.faults import explained
 from tasks.weights import remembered_sha256
 
 CHUNK = 32 << 20  # bytes asked of a mirror at once; what an interruption costs
+_TIMEOUT = 30  # seconds without a byte before a connection counts as broken
 _SPARE = 64 << 20  # bytes left free on the disk
 
 Progress = Callable[[str, int, int | None], None]
@@ -90,7 +91,7 @@ def fetch(
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 _bring(origin, path, report, from_mirror=source is not None)
-            except (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+            except httpx.HTTPError as error:
                 raise _unreachable(error, model, [o.spec for o in origins[done:]], folder) from error
             size = path.stat().st_size
             files.append(ModelFile(origin.spec.role, path, origin.spec.sha256, size, "fetched"))
@@ -189,10 +190,8 @@ def _bring(origin: _Origin, path: Path, report: Progress, from_mirror: bool) -> 
     part = path.with_name(f".{path.name}.{spec.sha256[:16]}.part")
     if from_mirror:
         _from_mirror(origin, part, report)
-    elif spec.host == "github":
-        _from_web(spec, part)
     else:
-        _from_hub(spec, part)
+        _from_web(spec, part, report)
     size, sha256 = part.stat().st_size, sha256_of(part)
     if sha256 != spec.sha256:
         part.unlink()
@@ -221,19 +220,49 @@ def _from_mirror(origin: _Origin, part: Path, report: Progress) -> None:
                 report(origin.spec.name, done, origin.bytes)
 
 
-def _from_hub(spec: FileSpec, part: Path) -> None:
-    # The hub's client keeps unfinished downloads below this folder and goes on with them.
-    staging = part.with_suffix(".hub")
-    fetched = hf_hub_download(spec.repository, spec.path, revision=spec.revision, local_dir=staging)
-    os.replace(fetched, part)
-    shutil.rmtree(staging)
+def _from_web(spec: FileSpec, part: Path, report: Progress) -> None:
+    """Download from the hub or GitHub; a connection that breaks is taken up again as long as each brings something.
+
+    Not hf_hub_download: since huggingface_hub 2 it throws away what an interrupted download had brought. Its address
+    and headers are used, so that HF_ENDPOINT and HF_TOKEN work as everywhere.
+    """
+    with part.open("ab") as file:
+        while spec.bytes is None or file.tell() < spec.bytes:
+            before = file.tell()
+            try:
+                if _receive(spec, file, report):
+                    return
+            except httpx.TransportError:
+                if file.tell() == before:
+                    raise
 
 
-def _from_web(spec: FileSpec, part: Path) -> None:
-    with httpx.stream("GET", spec.url, follow_redirects=True, timeout=30) as response, part.open("wb") as file:
+def _receive(spec: FileSpec, file: BinaryIO, report: Progress) -> bool:
+    """One connection; whether it came to the file's end."""
+    url, headers = _address(spec)
+    done = file.tell()
+    headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT) as response:
+        if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return True  # everything was there already
         response.raise_for_status()
-        for chunk in response.iter_bytes():
+        if done and response.status_code != httpx.codes.PARTIAL_CONTENT:
+            file.truncate(0)
+            done = 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else spec.bytes
+        report(spec.name, done, total)
+        for chunk in response.iter_raw():
             file.write(chunk)
+            done += len(chunk)
+            report(spec.name, done, total)
+    return True
+
+
+def _address(spec: FileSpec) -> tuple[str, dict[str, str]]:
+    if spec.host == "github":
+        return spec.url, {}
+    return hf_hub_url(spec.repository, spec.path, revision=spec.revision), dict(build_hf_headers())
 
 
 def _open_store(url: str) -> tuple[Any, str]:
@@ -284,7 +313,7 @@ def _convert(found: FoundFile, role: Role, tensors: dict[str, Tensor]) -> ModelF
     target = found.path.with_suffix(".safetensors")
     if target.exists():
         raise UserError(f"{target} exists and is no conversion of {found.path.name}; move it away and run again")
-    part = target.with_name(f".{target.name}.part")
+    part = target.with_name(f".part.{target.name}")
     need = sum(tensor.nbytes for tensor in tensors.values())
     if (free := shutil.disk_usage(target.parent).free) < need + _SPARE:
         raise UserError(f"{target.parent} has {free:,} bytes free but {target.name} takes {need:,}; free some space")

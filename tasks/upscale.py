@@ -14,7 +14,8 @@ from prefect.context import TaskRunContext
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.cuts import CONTEXT
 from flashvsr_core.errors import FlashvsrError, TransientError, UserError
-from flashvsr_core.pixels import Planes, yuv_packer
+from flashvsr_core.layout import Planes
+from flashvsr_core.pixels import yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell

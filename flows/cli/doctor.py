@@ -12,7 +12,6 @@ from typing import Literal
 
 import platformdirs
 import psutil
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -32,15 +31,14 @@ class Finding:
     remedy: str = ""
 
 
-def doctor(as_json: options.JsonOption = False) -> None:
+def doctor(*, as_json: options.AsJson = False) -> int:
     """Check this machine. Exit status 0 when the main job can run, 2 when something must be changed first."""
     findings = [check() for check in _CHECKS]
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
     else:
         Console().print(_table(findings))
-    if any(finding.state == "missing" for finding in findings):
-        raise typer.Exit(2)
+    return 2 if any(finding.state == "missing" for finding in findings) else 0
 
 
 def _python() -> Finding:

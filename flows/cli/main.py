@@ -3,37 +3,51 @@
 import logging
 import os
 import sys
+from importlib.metadata import version
 
-import typer
+from cyclopts import App, CycloptsError, Parameter
 
 from flashvsr_core.errors import FlashvsrError
-from flows.cli import doctor, plan, run
 
+USAGE = 2
 INTERRUPTED = 130
 
-app = typer.Typer(
+app = App(
     name="flashvsr",
     help="FlashVSR video super-resolution as a Prefect pipeline.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    version=lambda: version("flashvsr"),
+    version_flags=["--version"],
+    default_parameter=Parameter(negative=""),
+    # Help needs no escape from a program that embeds it, and errors are told in one line, below.
+    exit_on_error=False,
+    print_error=False,
 )
-app.command("run")(run.run)
-app.command("plan")(plan.plan)
-app.command("doctor")(doctor.doctor)
+# Named by their place and imported when called: a command waits only for what it needs.
+app.command("flows.cli.run:run", help="Upscale a video.")
+app.command("flows.cli.plan:plan", help="Show what would be done.")
+app.command("flows.cli.models:app", name="models", help="Published weights: list, fetch, verify, convert.")
+app.command("flows.cli.doctor:doctor", help="Check this machine.")
 
 
 def main() -> None:
     """Entry point: errors meant for users become one line on standard error and an exit status."""
     try:
-        app()
+        status = app()
+    except CycloptsError as error:
+        _tell(error)
+        status = USAGE
     except FlashvsrError as error:
         logging.getLogger(__name__).debug("failed", exc_info=True)
-        print(f"flashvsr: {' '.join(str(error).split())}", file=sys.stderr)
-        _leave(error.exit_code)
+        _tell(error)
+        status = error.exit_code
     except KeyboardInterrupt:
-        print("flashvsr: interrupted; finished segments are kept, run the same command again to go on", file=sys.stderr)
-        _leave(INTERRUPTED)
+        _tell("interrupted; finished segments are kept, run the same command again to go on")
+        status = INTERRUPTED
+    _leave(status if isinstance(status, int) else 0)
+
+
+def _tell(error: object) -> None:
+    print(f"flashvsr: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _leave(status: int) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
@@ -18,20 +18,16 @@ if TYPE_CHECKING:
 
 # Functions import `tasks` late: it needs torch, which takes seconds that `flashvsr --help` need not spend.
 
-app = typer.Typer(help="Published weights: list, fetch, verify, convert.", no_args_is_help=True)
+app = App(name="models", help="Published weights: list, fetch, verify, convert.")
 
-ModelArgument = Annotated[str, typer.Argument(help="v1.0 or v1.1.", show_default=False)]
-DirOption = Annotated[
-    Path | None,
-    typer.Option("--dir", envvar="FLASHVSR_MODELS", help="Folder with published weights; default: user cache."),
-]
+ModelArgument = Annotated[str, Parameter(help="v1.0 or v1.1.")]
 
 # Tests put their own small files here; nothing else may.
 registry: Registry = PUBLISHED
 
 
-@app.command("list")
-def list_models(directory: DirOption = None, as_json: options.JsonOption = False) -> None:
+@app.command(name="list")
+def list_models(*, directory: options.ModelsDir = None, as_json: options.AsJson = False) -> None:
     """Show the published models, their sizes, and which of their files are here."""
     from tasks.models import roles_of
     from tasks.weights import remembered_sha256, search_folders
@@ -51,14 +47,16 @@ def list_models(directory: DirOption = None, as_json: options.JsonOption = False
         print(f"{row['model']}  {row['part']:9}  {size_text(row['bytes']):>19}  {here}")
 
 
-@app.command()
+@app.command
 def fetch(
     model: ModelArgument,
-    directory: DirOption = None,
+    /,
+    *,
+    directory: options.ModelsDir = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="Mirror: a folder or fsspec URL that holds the published files.")
+        str | None, Parameter(name="--from", help="Mirror: a folder or fsspec URL that holds the published files.")
     ] = None,
-    as_json: options.JsonOption = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Bring a model's files here, verified; what is there is kept, what was interrupted goes on."""
     from tasks import models
@@ -76,11 +74,13 @@ def fetch(
     _print_files(files, as_json)
 
 
-@app.command()
+@app.command
 def verify(
-    model: Annotated[str | None, typer.Argument(help="v1.0 or v1.1; default: whatever is there.")] = None,
-    directory: DirOption = None,
-    as_json: options.JsonOption = False,
+    model: Annotated[str | None, Parameter(help="v1.0 or v1.1; default: whatever is there.")] = None,
+    /,
+    *,
+    directory: options.ModelsDir = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Read every file again and compare it with what was published. Exit status 2 if something is wrong."""
     from tasks import models
@@ -106,8 +106,8 @@ def verify(
         raise UserError("; ".join(problems))
 
 
-@app.command()
-def convert(model: ModelArgument, directory: DirOption = None, as_json: options.JsonOption = False) -> None:
+@app.command
+def convert(model: ModelArgument, /, *, directory: options.ModelsDir = None, as_json: options.AsJson = False) -> None:
     """Write a model's pickles as safetensors, once, beside them; loading then reads no pickle any more."""
     from tasks import models
 

@@ -1,85 +1,51 @@
 """`flashvsr plan`: what would be done, without doing it."""
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import platformdirs
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flashvsr_core.config import ComputeParams, UpscaleParams
 from flows.cli import options
+from tasks.media.encode import EncodeParams
+
+if TYPE_CHECKING:
+    from tasks.plan import Request
 
 
 def plan(
     source: options.Source,
     output: options.Output = None,
-    model: options.ModelOption = "auto",
-    mode: options.ModeOption = "tiny",
-    scale: options.ScaleOption = 4,
-    sparse_ratio: options.SparseOption = 2.0,
-    kv_ratio: options.KvOption = 3.0,
-    local_range: options.LocalOption = 11,
-    color_fix: options.ColorOption = "auto",
-    seed: options.SeedOption = 0,
-    precision: options.PrecisionOption = "auto",
-    attention: options.AttentionOption = "auto",
-    devices: options.DevicesOption = "auto",
-    scenes: options.ScenesOption = "auto",
-    segment_frames: options.SegmentOption = 512,
-    preroll: options.PrerollOption = None,
-    codec: options.CodecOption = "h264",
-    crf: options.CrfOption = None,
-    preset: options.PresetOption = "medium",
-    pix_fmt: options.PixFmtOption = "auto",
-    store: options.StoreOption = None,
-    models_dir: options.ModelsDirOption = None,
-    work_dir: options.WorkDirOption = None,
-    allow_truncated: options.TruncatedOption = False,
-    as_json: options.JsonOption = False,
+    /,
+    *,
+    params: options.Pixels = UpscaleParams(),
+    encode: options.Encoder = EncodeParams(),
+    compute: options.Compute = ComputeParams(),
+    store: options.Store = None,
+    segment_frames: options.SegmentFrames = 512,
+    allow_truncated: options.AllowTruncated = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show geometry, segments, what is finished and a time estimate. Writes nothing beside SOURCE or OUTPUT."""
-    from tasks.media.encode import EncodeParams
     from tasks.plan import Request
 
-    request = Request(
-        source,
-        output,
-        options.upscale_params(
-            model,
-            mode,
-            scale,
-            sparse_ratio,
-            kv_ratio,
-            local_range,
-            color_fix,
-            seed,
-            precision,
-            attention,
-            scenes,
-            preroll,
-        ),
-        EncodeParams(codec=codec, crf=crf, preset=preset, pix_fmt=pix_fmt),  # type: ignore[arg-type]
-        options.compute_params(devices, models_dir, work_dir),
-        store,
-        segment_frames,
-        allow_truncated,
-    )
-    found = describe(request)
+    compute = options.with_environment(compute)
+    found = describe(Request(source, output, params, encode, compute, store, segment_frames, allow_truncated))
     if as_json:
         print(json.dumps(found))
         return
     Console().print(_table(found))
 
 
-def describe(request: Any) -> dict[str, Any]:
+def describe(request: "Request") -> dict[str, Any]:
     """Everything `plan` shows, as plain JSON values."""
     from tasks.plan import bytes_needed, make_plan, settle_plan
     from tasks.speed import estimate_seconds
 
     compute = request.compute
-    cache_dir = Path(compute.work_dir) if compute.work_dir else platformdirs.user_cache_path("flashvsr")
+    cache_dir = options.cache_dir(compute)
     job, planned = make_plan(request, cache_dir)
     plan = settle_plan(job, planned)
     finished = job.finished()

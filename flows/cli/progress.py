@@ -53,18 +53,19 @@ class RunProgress(logging.Handler):
 
     def _show(self) -> None:
         elapsed = time.monotonic() - self.begun if self.begun else 0.0
-        detail = f"{self.done + self.reused}/{self.segments} segments"
+        frames_done = self.reused_frames + self.done_frames
+        detail = f"{frames_done}/{self.frames} frames  {self.done + self.reused}/{self.segments} segments"
         if self.reused:
             detail += f" ({self.reused} reused)"
         if self.done_frames and elapsed:
             fps = self.done_frames / elapsed
-            left = (self.frames - self.reused_frames - self.done_frames) / fps
+            left = (self.frames - frames_done) / fps
             detail += f"  {fps:.2f} fps  {_clock(max(0.0, left))} left"
         self.progress.update(
             self.bar,
             description=self.stage,
             total=self.frames or None,
-            completed=self.reused_frames + self.done_frames,
+            completed=frames_done,
             detail=detail if self.segments else "",
         )
 
@@ -75,7 +76,6 @@ def shown(console: Console, verbose: bool) -> Iterator[None]:
     progress = Progress(
         TextColumn("{task.description:<8}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} frames"),
         TextColumn("{task.fields[detail]}"),
         console=console,
         transient=True,

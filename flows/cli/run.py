@@ -4,13 +4,15 @@ import json
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flashvsr_core.config import ComputeParams, UpscaleParams
 from flows.cli import options
 from flows.cli.server import prefect_api
+from tasks.media.encode import EncodeParams
 from tasks.media.probe import probe
 from tasks.storage import urls
 
@@ -21,42 +23,22 @@ if TYPE_CHECKING:
 def run(
     source: options.Source,
     output: options.Output = None,
-    model: options.ModelOption = "auto",
-    mode: options.ModeOption = "tiny",
-    scale: options.ScaleOption = 4,
-    sparse_ratio: options.SparseOption = 2.0,
-    kv_ratio: options.KvOption = 3.0,
-    local_range: options.LocalOption = 11,
-    color_fix: options.ColorOption = "auto",
-    seed: options.SeedOption = 0,
-    precision: options.PrecisionOption = "auto",
-    attention: options.AttentionOption = "auto",
-    devices: options.DevicesOption = "auto",
-    scenes: options.ScenesOption = "auto",
-    segment_frames: options.SegmentOption = 512,
-    preroll: options.PrerollOption = None,
-    codec: options.CodecOption = "h264",
-    crf: options.CrfOption = None,
-    preset: options.PresetOption = "medium",
-    pix_fmt: options.PixFmtOption = "auto",
-    store: options.StoreOption = None,
-    models_dir: options.ModelsDirOption = None,
-    work_dir: options.WorkDirOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an OUTPUT that this job did not make.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything anew.")] = False,
-    keep_segments: Annotated[bool, typer.Option("--keep-segments", help="Keep segments after publishing.")] = False,
-    allow_truncated: options.TruncatedOption = False,
-    verify: Annotated[
-        Literal["joins", "full"], typer.Option("--verify", help="joins, or full: decode the whole result.")
-    ] = "joins",
-    as_json: options.JsonOption = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every event.")] = False,
+    /,
+    *,
+    params: options.Pixels = UpscaleParams(),
+    encode: options.Encoder = EncodeParams(),
+    compute: options.Compute = ComputeParams(),
+    store: options.Store = None,
+    segment_frames: options.SegmentFrames = 512,
+    force: Annotated[bool, Parameter(help="Replace an OUTPUT that this job did not make.")] = False,
+    fresh: Annotated[bool, Parameter(help="Compute everything anew.")] = False,
+    keep_segments: Annotated[bool, Parameter(help="Keep segments after publishing.")] = False,
+    allow_truncated: options.AllowTruncated = False,
+    verify: Annotated[Literal["joins", "full"], Parameter(help="joins, or full: decode the whole result.")] = "joins",
+    as_json: options.AsJson = False,
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Log every event.")] = False,
 ) -> None:
     """Upscale SOURCE into OUTPUT. A run that was killed goes on where it stopped when the command is given again."""
-    params = options.upscale_params(
-        model, mode, scale, sparse_ratio, kv_ratio, local_range, color_fix, seed, precision, attention, scenes, preroll
-    )
-    compute = options.compute_params(devices, models_dir, work_dir)
     begun = time.monotonic()
     console = Console(stderr=True)
     if urls.is_local(source):
@@ -66,16 +48,14 @@ def run(
         # Imported late: Prefect reads where its server is when it is imported.
         from flows.cli.progress import shown
         from flows.upscale_video import upscale_video
-        from tasks.media.encode import EncodeParams
 
-        encode = EncodeParams(codec=codec, crf=crf, preset=preset, pix_fmt=pix_fmt)  # type: ignore[arg-type]
         with shown(console, verbose):
             report = upscale_video(
                 source,
                 output,
                 params=params,
                 encode=encode,
-                compute=compute,
+                compute=options.with_environment(compute),
                 store=store,
                 segment_frames=segment_frames,
                 force=force,

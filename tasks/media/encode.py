@@ -15,7 +15,7 @@ import numpy as np
 
 from flashvsr_core.config import FORM
 from flashvsr_core.errors import FlashvsrError, UserError
-from flashvsr_core.pixels import Planes, YuvLayout
+from flashvsr_core.layout import Planes, YuvLayout
 from tasks.media.probe import VideoInfo
 from tasks.media.source import file_url, open_source, os_reason, video_streams
 from tasks.media.tags import COLORSPACES, MATRIX_OF_TAG, PRIMARIES, RANGES, TAG_OF_MATRIX, TRANSFERS

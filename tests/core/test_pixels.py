@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from flashvsr_core.geometry import Geometry
-from flashvsr_core.pixels import YuvLayout, crop, enlarge, pad, rgb_packer, rgb_to_yuv, yuv_packer
+from flashvsr_core.layout import YuvLayout
+from flashvsr_core.pixels import crop, enlarge, pad, rgb_packer, rgb_to_yuv, yuv_packer
 
 MATRICES = {"bt601": (0.299, 0.587, 0.114), "bt709": (0.2126, 0.7152, 0.0722), "bt2020": (0.2627, 0.6780, 0.0593)}
 

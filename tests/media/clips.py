@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flashvsr_core.pixels import Planes, yuv_packer
+from flashvsr_core.layout import Planes
+from flashvsr_core.pixels import yuv_packer
 from tasks.media.decode import read_frames
 from tasks.media.encode import EncodeParams, check_segment, encode_segment, layout_of, resolve
 from tasks.media.ffmpeg import find_ffmpeg

@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from flashvsr_core.errors import FlashvsrError, UserError
-from flashvsr_core.pixels import YuvLayout
+from flashvsr_core.layout import YuvLayout
 from tasks.media.decode import read_frames
 from tasks.media.encode import EncodeParams, check_segment, encode_segment, layout_of, resolve
 from tasks.media.probe import probe

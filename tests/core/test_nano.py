@@ -1,0 +1,78 @@
+"""The embedded model on footage it never saw: a synthetic camera over a photograph that was held out of its training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flashvsr_core.config import UpscaleParams
+from flashvsr_core.training.camera import Path as CameraPath
+from flashvsr_core.training.camera import pyramid, render
+from flashvsr_core.training.evaluate import Figures, damaged, measure, upscale, with_latents
+from flashvsr_core.training.metrics import luma, psnr
+from flashvsr_core.upscaler import Upscaler
+from flashvsr_core.weights import embedded_path, embedded_weights
+
+PHOTO = Path(__file__).parents[2] / "assets" / "seeding.jpg"
+FRAMES, SIZE = 29, 256
+PARAMS = UpscaleParams(model="nano", scenes="off", preroll=0, precision="fp32", scale=4)
+MUST = {"plain": 1.2, "mild": 0.6}
+MUST_DIT = 0.15
+MEGABYTES = 12
+
+
+@pytest.fixture(scope="module")
+def truth() -> np.ndarray:
+    """T H W 3 uint8: pan, a slow zoom and a slight turn."""
+    photo = torch.from_numpy(np.array(Image.open(PHOTO).convert("RGB"))).permute(2, 0, 1) / 255
+    t = np.arange(FRAMES) - FRAMES / 2
+    center = np.stack([0.42 + 0.0022 * t, 0.5 + 0.001 * t], axis=1)
+    path = CameraPath(center, 1.2 * np.exp(0.002 * t), 0.003 * t)
+    clip = render(pyramid(photo), path, SIZE)
+    return (clip * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+@pytest.fixture(scope="module")
+def upscaler() -> Upscaler:
+    return Upscaler.load(embedded_weights(), PARAMS)
+
+
+@pytest.fixture(scope="module")
+def figures(upscaler: Upscaler, truth: np.ndarray) -> dict[str, Figures]:
+    return {kind: measure(upscaler, "seeding", truth, kind, ablate=kind == "mild") for kind in MUST}
+
+
+@pytest.mark.parametrize("kind", MUST)
+def test_it_beats_bicubic(figures: dict[str, Figures], kind: str) -> None:
+    assert figures[kind].gain > MUST[kind]
+    assert figures[kind].nano_ssim > figures[kind].bicubic_ssim
+
+
+def test_the_dit_matters(figures: dict[str, Figures]) -> None:
+    lost = figures["mild"].without_dit
+    assert lost is not None
+    assert lost > MUST_DIT
+
+
+def test_it_is_steadier_than_bicubic_on_damaged_input(figures: dict[str, Figures]) -> None:
+    assert figures["mild"].nano_flicker < figures["mild"].bicubic_flicker
+
+
+def test_half_precision_costs_nothing_visible(upscaler: Upscaler, truth: np.ndarray) -> None:
+    small = damaged(truth, "plain", 4)
+    half = Upscaler.load(embedded_weights(), replace(PARAMS, precision="bf16"))
+    full, low = (luma(torch.from_numpy(upscale(u, small))) for u in (upscaler, half))
+    assert psnr(full, low) > 45
+
+
+def test_the_file_is_small() -> None:
+    assert embedded_path().stat().st_size < MEGABYTES * 1e6
+
+
+def test_changed_latents_reach_the_decoder(upscaler: Upscaler, truth: np.ndarray) -> None:
+    """Guards the ablation: identity changes nothing."""
+    small = damaged(truth[:25], "plain", 4)
+    assert np.array_equal(upscale(with_latents(upscaler, lambda x: x), small), upscale(upscaler, small))
