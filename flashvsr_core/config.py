@@ -14,6 +14,7 @@ Mode = Literal["tiny", "full"]
 ColorFix = Literal["auto", "adain", "wavelet", "none"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Attention = Literal["auto", "torch", "triton"]
+LqProjection = Literal["auto", "buffer", "causal"]
 UnknownWeights = Literal["refuse", "buffer", "causal"]
 
 # Read by pydantic where Prefect validates parameters; a plain dict, so that the core needs no pydantic.
@@ -50,12 +51,14 @@ class UpscaleParams:
     """auto: a scene cut starts a fresh stream; off: never; or the first frame of every new scene."""
     preroll: int | Literal["auto"] = "auto"
     """Frames streamed and dropped before a segment, a multiple of 8; auto: the measured default."""
-    unknown_weights: UnknownWeights = "refuse"
-    """refuse: only published weights, recognised by sha256; else any files, run with this LQ projection."""
+    allow_unknown_weights: bool = False
+    """Take weight files by their published names, whatever they hold; needs an LQ projection to be named."""
+    lq_projection: LqProjection = "auto"
+    """auto: the one the published weights were made for; buffer (v1.0) or causal (v1.1) for unknown weights."""
 
     def __post_init__(self) -> None:
         for name, choices in (("model", Model), ("mode", Mode), ("color_fix", ColorFix), ("precision", Precision),
-                              ("attention", Attention), ("unknown_weights", UnknownWeights)):  # fmt: skip
+                              ("attention", Attention), ("lq_projection", LqProjection)):  # fmt: skip
             _one_of(name, getattr(self, name), get_args(choices))
         _one_of("scale", self.scale, (2, 3, 4))
         _within("sparse_ratio", self.sparse_ratio, 0.1, 100.0)
@@ -72,6 +75,17 @@ class UpscaleParams:
                 raise UserError(
                     f"preroll {self.preroll} must be a multiple of {GRID}; try {-(-self.preroll // GRID) * GRID}"
                 )
+
+        if self.allow_unknown_weights != (self.lq_projection != "auto"):
+            raise UserError(
+                "--allow-unknown-weights and --lq-projection buffer|causal go together: unknown weights do not say which "
+                "projection they were made for, known ones do"
+            )
+
+    @property
+    def unknown_weights(self) -> UnknownWeights:
+        """refuse, or the LQ projection to run unknown weights with."""
+        return "refuse" if self.lq_projection == "auto" else self.lq_projection
 
     @property
     def is_resolved(self) -> bool:

@@ -2,13 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
 from flashvsr_core.errors import UserError
 from flashvsr_core.registry import PUBLISHED
@@ -22,22 +21,21 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 
 
 @pytest.fixture(autouse=True)
-def small(published: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def small(published: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(models, "registry", published.registry)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FLASHVSR_MODELS", raising=False)
-    yield
 
 
-def call(*arguments: object) -> Result:
-    """Run a command; errors meant for the main command's one line are raised."""
-    result = CliRunner().invoke(models.app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result
+def call(*arguments: object) -> str:
+    """Run a command and return what it printed; errors meant for the main command's one line are raised."""
+    with redirect_stdout(StringIO()) as printed:
+        models.app([str(a) for a in arguments], exit_on_error=False, result_action="return_value")
+    return printed.getvalue()
 
 
-def last_json(result: Result) -> Any:
-    return json.loads(result.stdout.strip().splitlines()[-1])
+def last_json(printed: str) -> Any:
+    return json.loads(printed.strip().splitlines()[-1])
 
 
 def mirror(published: Published) -> Path:
@@ -52,12 +50,12 @@ def test_fetch_verify_convert_list(published: Published, tmp_path: Path) -> None
     assert {row["action"] for row in fetched} == {"fetched"}
     assert all(Path(row["path"]).is_file() for row in fetched)
     again = call("fetch", "v1.1", "--dir", place, "--from", mirror(published))
-    assert again.stdout.count("present: ") == 5
-    assert "lq_proj of v1.1" in call("verify", "v1.1", "--dir", place).stdout
+    assert again.count("present: ") == 5
+    assert "lq_proj of v1.1" in call("verify", "v1.1", "--dir", place)
     assert last_json(call("verify", "--dir", place, "--json"))["problems"] == []
-    assert call("convert", "v1.1", "--dir", place).stdout.count("converted: ") == 4
-    assert call("verify", "v1.1", "--dir", place).stdout.count(", converted") == 4
-    listed = call("list", "--dir", place).stdout
+    assert call("convert", "v1.1", "--dir", place).count("converted: ") == 4
+    assert call("verify", "v1.1", "--dir", place).count(", converted") == 4
+    listed = call("list", "--dir", place)
     assert f"{place / 'v1.1' / 'LQ_proj_in.safetensors'}" in listed
     assert "v1.0  lq_proj         size not known  not here (LQ_proj_in.ckpt)" in listed
 
