@@ -78,8 +78,8 @@ class UpscaleParams:
 
         if self.allow_unknown_weights != (self.lq_projection != "auto"):
             raise UserError(
-                "--allow-unknown-weights and --lq-projection buffer|causal go together: unknown weights do not say which "
-                "projection they were made for, known ones do"
+                "--allow-unknown-weights and --lq-projection buffer|causal go together: unknown weights do not say "
+                "which they were made for, known ones do"
             )
 
     @property

@@ -63,7 +63,8 @@ class TcDecoderSpec:
     shuffle: bool = False
     condition: bool = True  # whether the first convolution sees the condition beside the latents
     detail: tuple[int, ...] = ()  # 4: the condition's high frequencies are added at 1/4, 2: at 1/2 (with `shuffle`)
-    gate: bool = False  # what the latents say multiplies that detail
+    gate: bool = False  # what comes from the latents multiplies the detail at 1/4, and has no biases
+    leak: float = 0.0  # slope of the first activations below 0
     clamp: float = 3.0  # latents are squashed smoothly to +- this
 
 
@@ -148,10 +149,14 @@ class Registry:
     models: Mapping[str, ModelSpec]
     files: tuple[FileSpec, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """Models with published weights, newest first."""
+        return sorted({model for file in self.files for model in file.models}, reverse=True)
+
     def model(self, name: str) -> ModelSpec:
-        if not any(name in file.models for file in self.files):
-            published = ", ".join(dict.fromkeys(model for file in self.files for model in file.models))
-            raise UserError(f"model {name!r} has no published weights; choose one of {published}")
+        if name not in self.names:
+            raise UserError(f"model {name!r} has no published weights; choose one of {', '.join(self.names)}")
         return self.models[name]
 
     def files_of(self, model: str, role: Role) -> list[FileSpec]:

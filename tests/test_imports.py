@@ -17,7 +17,7 @@ LAYERS = {
     "tasks": ({"flashvsr_core", "tasks"}, {"cyclopts"}),
     "flows": ({"flashvsr_core", "tasks", "flows"}, set()),
 }
-NO_TORCH = ("config", "segments", "geometry", "errors", "registry")
+NO_TORCH = ("config", "segments", "geometry", "errors", "registry", "modelfiles")
 
 
 def layer_of(path: Path) -> str:

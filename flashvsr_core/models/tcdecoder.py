@@ -55,10 +55,10 @@ class TimeGrow(nn.Module):
 class ShuffleGrow(nn.Module):
     """Convolution and pixel shuffle: each frame becomes `stride` frames of twice the size in `out` channels."""
 
-    def __init__(self, channels: int, out: int, stride: int, kernel: int = 1) -> None:
+    def __init__(self, channels: int, out: int, stride: int, kernel: int = 1, bias: bool = True) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(channels, out * stride * 4, kernel, padding=kernel // 2)
+        self.conv = nn.Conv2d(channels, out * stride * 4, kernel, padding=kernel // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return rearrange(self.conv(x), "n (s c p q) h w -> (n s) c (h p) (w q)", s=self.stride, p=2, q=2)
@@ -75,11 +75,11 @@ class TcDecoder(nn.Module):
         self.gate = spec.gate
         first = spec.latent_channels + (3 * FRAMES_PER_LATENT * _PATCH**2 if spec.condition else 0)
         at_8, at_4, at_2 = ([MemBlock(n) for _ in range(count)] for n, count in zip((a, b, c), spec.blocks))
-        opening = (Clamp(spec.clamp), nn.Conv2d(first, a, 3, padding=1), nn.ReLU(),
-                   nn.Conv2d(a, a, 3, padding=1, bias=False), nn.ReLU(), *at_8)  # fmt: skip
+        opening = (Clamp(spec.clamp), nn.Conv2d(first, a, 3, padding=1, bias=not spec.gate), nn.LeakyReLU(spec.leak),
+                   nn.Conv2d(a, a, 3, padding=1, bias=False), nn.LeakyReLU(spec.leak), *at_8)  # fmt: skip
         if spec.shuffle:
             self.decoder = nn.Sequential(
-                *opening, ShuffleGrow(a, b, 1), *at_4, ShuffleGrow(b, c, 2), *at_2, ShuffleGrow(c, d, 2, kernel=3)
+                *opening, ShuffleGrow(a, b, 1, bias=not spec.gate), *at_4, ShuffleGrow(b, c, 2), *at_2, ShuffleGrow(c, d, 2, kernel=3)
             )
             at = {4: b, 2: c}
             # From the frames of one time step at this resolution: 4 of them at 1/4, 2 at 1/2.
@@ -138,7 +138,7 @@ class TcDecoder(nn.Module):
                 if isinstance(layer, ShuffleGrow):
                     scale //= 2
                     if scale in details:
-                        x = x + details[scale] * x if self.gate else x + details[scale]
+                        x = x + details[scale] * x if self.gate and scale == 4 else x + details[scale]
         return rearrange(x, "(b t) c h w -> b c t h w", b=batch), kept
 
     def details(self, condition: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:

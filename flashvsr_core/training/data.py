@@ -56,7 +56,7 @@ class Bank:
         film = bool(self.shots) and rng.random() < mix.film
         if rng.random() < _CODED_SHARE and (film or self.coded):
             truth, small = self._coded_film(rng, frames, size) if film else self._coded_photo(rng, frames)
-            if len(truth) == frames and truth.shape[-1] == size:
+            if truth.shape == (frames, 3, size, size):
                 return _augment(rng, _enlarge(small, size), truth)
         scale = int(rng.choice(_SCALES, p=_SCALE_SHARES))
         truth = self._film(rng, frames, size) if film else self._photo(rng, frames, size)
@@ -82,7 +82,8 @@ class Bank:
         return render(levels, draw_path(rng, frames, levels[0].shape[-2:], size), size)
 
     def _film(self, rng: np.random.Generator, frames: int, size: int) -> Tensor:
-        clip = self._shot(rng)["half" if rng.random() < _HALF_SHARE and size <= 360 else "full"]
+        shot = self._shot(rng)
+        clip = shot["half" if rng.random() < _HALF_SHARE and size <= min(shot["half"].shape[1:3]) else "full"]
         start, top, left = (int(rng.integers(0, max(1, n - want + 1))) for n, want in
                             zip(clip.shape, (frames, size, size)))  # fmt: skip
         window = clip[start : start + frames, top : top + size, left : left + size]

@@ -44,10 +44,6 @@ def initialise(model: Model, condition: Tensor, truth: Tensor) -> None:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
     next(x for x in decoder.decoder if isinstance(x, nn.Conv2d)).weight.mul_(1 / _LATENT_STD)
-    if decoder.gate:
-        for layer in decoder.decoder:
-            if isinstance(layer, ShuffleGrow):
-                nn.init.ones_(layer.conv.bias)  # type: ignore[arg-type]
     _fit_head(model, condition, truth)
     last = [x for x in decoder.decoder if isinstance(x, ShuffleGrow | nn.Conv2d)][-1]
     last = last.conv if isinstance(last, ShuffleGrow) else last
@@ -56,7 +52,7 @@ def initialise(model: Model, condition: Tensor, truth: Tensor) -> None:
 
 
 def _fit_head(model: Model, condition: Tensor, truth: Tensor) -> None:
-    """Let the DiT start by telling the decoder what the input shows (3/4 of the channels) and what it lacks (1/4).
+    """Let the DiT start by telling the decoder what the input shows (5/8 of the channels), what it lacks (1/4), and a constant.
 
     The head is the ridge regression of the leading principal components of each latent pixel's 4x8x8 patch of condition
     and of truth - condition. From a random head the decoder never learned to listen (three attempts: 0.00 dB).
@@ -68,9 +64,11 @@ def _fit_head(model: Model, condition: Tensor, truth: Tensor) -> None:
     hook.remove()
     known = [torch.cat([x[:, :, :1].expand(-1, -1, 3, -1, -1), x[:, :, :21]], dim=2) for x in (condition, truth - condition)]
     channels = model.dit.spec.out_dim
-    shares = (channels * 3 // 4, channels - channels * 3 // 4)
+    constant = channels // 8
+    shares = (channels * 5 // 8, channels - constant - channels * 5 // 8)
     parts = [_components(rearrange(x, "b c (f t) (h p) (w q) -> b f h w (c t p q)", t=4, p=8, q=8), n)
              for x, n in zip(known, shares)]  # fmt: skip
+    parts.append(2 * torch.ones_like(parts[0][..., :constant]))
     target = rearrange(
         torch.cat(parts, dim=-1), "b (f a) (h r y) (w c z) d -> (b f h w a r c) (y z d)", a=2, r=8, c=8, y=2, z=2
     ) * -_LATENT_STD  # latents are noise - prediction

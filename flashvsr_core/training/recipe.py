@@ -26,7 +26,7 @@ class Recipe:
     average: float = 0.999
     drop: float = 0.5  # share of clips whose detail injection is withheld at the start; falls to 0 ...
     drop_until: float = 0.6  # ... at this share of the time
-    temporal: float = 0.2
+    temporal: float = 0.4
     floor: float = 4e-5  # of the mean squared errors whose logarithm is the loss; about 50 dB
     sparse_share: tuple[float, float] = (0.35, 1.0)  # of blocks selected, drawn per iteration
     seed: int = 1

@@ -34,7 +34,7 @@ def list_models(*, directory: options.ModelsDir = None, as_json: options.AsJson 
 
     search = Search([folder for folder in search_folders(directory) if folder.is_dir()], registry, remembered_sha256)
     rows: list[dict[str, Any]] = []
-    for model in dict.fromkeys(name for file in registry.files for name in reversed(file.models)):
+    for model in registry.names:
         for role in roles_of(model, registry):
             spec, found = registry.files_of(model, role)[0], search.known(model, role)
             path = str(found.path) if found else None

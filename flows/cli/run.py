@@ -11,6 +11,7 @@ from rich.table import Table
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flows.cli import options
+from flows.cli.interrupt import heeding_interrupts
 from flows.cli.server import prefect_api
 from tasks.media.encode import EncodeParams
 from tasks.media.probe import probe
@@ -49,7 +50,7 @@ def run(
         from flows.cli.progress import shown
         from flows.upscale_video import upscale_video
 
-        with shown(console, verbose):
+        with shown(console, verbose), heeding_interrupts():
             report = upscale_video(
                 source,
                 output,

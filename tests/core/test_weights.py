@@ -284,3 +284,11 @@ def test_recognition_follows_the_content_of_conversions(published: Published, fo
     (folder / "converted.json").write_text("{")
     with pytest.raises(UserError, match=r"converted\.json is damaged"):
         recognise(path, published.registry)
+
+
+def test_unknown_weights_and_projection_are_asked_for_together() -> None:
+    assert UpscaleParams().unknown_weights == "refuse"
+    assert UpscaleParams(allow_unknown_weights=True, lq_projection="buffer").unknown_weights == "buffer"
+    for params in ({"allow_unknown_weights": True}, {"lq_projection": "causal"}):
+        with pytest.raises(UserError, match="go together"):
+            UpscaleParams(**params)  # type: ignore[arg-type]

@@ -166,3 +166,20 @@ def test_interrupting_once_ends_with_130_and_keeps_segments(clip: Path, undistur
     assert again.status == 0
     assert 0 not in again.computed
     assert digests(command.output) == undisturbed
+
+
+def test_interrupting_between_stages_ends_with_130(clip: Path, tmp_path: Path) -> None:
+    """While the subflow is being closed Prefect swallows the interrupt; the run must end all the same."""
+    command = Command(tmp_path, clip)
+    process = command.start()
+    assert process.stderr is not None
+    log = ""
+    while log.count(") computed in") < 3:
+        line = process.stderr.readline()
+        assert line, log
+        log += line
+    process.send_signal(2)
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, log + rest
+    assert not command.output.exists()
+    assert command.leftovers() == []

@@ -1,0 +1,42 @@
+"""Ctrl-C that always ends a run."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class _Reminder(logging.Handler):
+    """Raises an interrupt again at the next event of the main thread.
+
+    Prefect swallows a KeyboardInterrupt that comes while it closes a flow run whose code has ended (for a second, as
+    heartbeats are joined); the run would go on as if nobody had asked it to stop.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.interrupted = False
+
+    def interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.interrupted and threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def heeding_interrupts() -> Iterator[None]:
+    """For the duration of a `with` block, SIGINT raises KeyboardInterrupt and cannot get lost."""
+    reminder = _Reminder()
+    events = logging.getLogger("tasks.events")
+    before = signal.signal(signal.SIGINT, reminder.interrupt)
+    events.addHandler(reminder)
+    try:
+        yield
+    finally:
+        events.removeHandler(reminder)
+        signal.signal(signal.SIGINT, before)
