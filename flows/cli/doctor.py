@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
 
 import platformdirs
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import FlashvsrError
 from flows.cli import options
 
@@ -110,6 +112,22 @@ def _prefect() -> Finding:
     return Finding("prefect", "ok", f"{version('prefect')} with fastapi {fastapi}")
 
 
+def _weights() -> Finding:
+    from tasks import weights
+
+    folder = options.with_environment(ComputeParams()).models_dir
+    try:
+        found = weights.locate(weights.PREFERRED, "tiny", Path(folder) if folder else None)
+    except FlashvsrError:
+        return Finding(
+            "weights",
+            "note",
+            f"no {weights.PREFERRED}; the embedded {weights.EMBEDDED} is used",
+            f"flashvsr models fetch {weights.PREFERRED}",
+        )
+    return Finding("weights", "ok", f"{found.spec.name} and the embedded {weights.EMBEDDED}")
+
+
 def _s3() -> Finding:
     try:
         return Finding("s3", "ok", f"s3fs {version('s3fs')}")
@@ -135,7 +153,7 @@ def _disk() -> Finding:
 
 
 _CHECKS: tuple[Callable[[], Finding], ...] = (
-    _python, _system, _torch, _gpu, _triton, _ffmpeg, _encoders, _prefect, _s3, _memory, _disk,
+    _python, _system, _torch, _gpu, _triton, _ffmpeg, _encoders, _prefect, _weights, _s3, _memory, _disk,
 )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ torch.backends.cudnn.allow_tf32 = False
 torch.backends.cuda.matmul.allow_tf32 = False
 
 GOLDEN = Path(os.environ.get("FLASHVSR_GOLDEN") or Path(__file__).parents[1] / "golden")
-SETS = sorted(p for p in GOLDEN.glob("*.json") if p.name != "checkpoint_keys.json")
+SETS = sorted(p for p in GOLDEN.glob("*.json") if p.with_suffix(".safetensors").exists())
 
 
 @dataclass
