@@ -128,6 +128,14 @@ def test_sixteen_bit_frames_keep_their_depth(weights: Weights) -> None:
     assert np.abs(out / 257.0 - eight).max() < 4  # the same picture at another depth
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precisions_agree_with_fp32(weights: Weights, precision: str) -> None:
+    base = run(Upscaler.load(weights, PARAMS), clip(29)).astype(float)
+    half = run(Upscaler.load(weights, replace(PARAMS, precision=precision)), clip(29))  # type: ignore[arg-type]
+    error = np.square(half - base).mean()
+    assert 0 < error < 255**2 / 10**4.5  # 45 dB
+
+
 def test_nan_is_an_error_that_names_the_frame() -> None:
     broken = Upscaler.load(formula_weights(), PARAMS)  # its own copy: it is about to be damaged
     broken.net.decode.decoder[26].bias.data.fill_(float("nan"))  # type: ignore[attr-defined]

@@ -9,6 +9,8 @@ import pytest
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import AlreadyRunning, UserError
+from flashvsr_core.modelfiles import sha256_of
+from flashvsr_core.weights import embedded_path
 from flows.upscale_segments import SegmentsFailed
 from flows.upscale_video import upscale_video
 from tasks.media.encode import EncodeParams
@@ -67,6 +69,7 @@ def test_output_report_and_sound(run: Runner, clip: Path, tmp_path: Path) -> Non
     assert (info.width, info.height, info.frames) == (96, 64, 40)
     assert len(kinds(info.streams, "audio")) == 1
     assert (report.status, report.frames, report.segments_computed) == ("done", 40, 3)
+    assert report.plan["digests"] == {"nano": sha256_of(embedded_path())}
     assert run.computed == [0, 1, 2]
     assert (tmp_path / "out.report.json").exists()
     assert not list((tmp_path / ".flashvsr").glob("*/segments/*"))
