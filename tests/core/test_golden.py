@@ -115,14 +115,9 @@ def network(golden: GoldenSet, kind: Any) -> Network:
 
 
 def test_golden_lq_projection(golden: GoldenSet, run: dict[str, Any]) -> None:
-    checked = 0
-    for i, tokens in enumerate(run["lq"]):
-        expected = golden.tensors.get(f"{run['version']}.lq_proj.chunk{i}")
-        if expected is None:
-            continue
-        assert relative_error(tokens[:, ::7], expected) < TOLERANCE
-        checked += 1
-    assert checked >= 2
+    for i, tokens in enumerate(run["lq"][:2]):  # a set holds those of the first two chunks
+        expected = golden.tensors[f"{run['version']}.lq_proj.chunk{i}"]
+        assert relative_error(tokens[:, ::7], expected) < TOLERANCE, f"chunk {i}"
 
 
 def test_golden_latents(golden: GoldenSet, run: dict[str, Any]) -> None:
