@@ -1,4 +1,4 @@
-"""Colour corrections: the result takes its colours from the enlarged input. Always float32, whole pictures, no padding."""
+"""Colour corrections: the result takes its colours from the enlarged input. Always float32, whole pictures."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,14 @@ _EPS = 1e-5
 
 
 def adain(frames: Tensor, source: Tensor) -> Tensor:
-    """Match mean and deviation of each frame and channel (Huang & Belongie, 2017). T 3 H W float32, unclamped in, [-1, 1] out."""
+    """Match mean and deviation of each frame and channel (Huang & Belongie, 2017). T 3 H W float32; [-1, 1] out."""
     std, mean = _statistics(frames)
     source_std, source_mean = _statistics(source)
     return ((frames - mean) / std * source_std + source_mean).clamp(-1, 1)
 
 
 def wavelet(frames: Tensor, source: Tensor) -> Tensor:
-    """High frequencies of the result on the low frequencies of the source. T 3 H W float32, unclamped in, [-1, 1] out."""
+    """High frequencies of the result on the low ones of the source. T 3 H W float32, unclamped; [-1, 1] out."""
     return (frames - _low_band(frames) + _low_band(source)).clamp(-1, 1)
 
 

@@ -1,4 +1,4 @@
-"""What a user may choose: `UpscaleParams` changes pixels and is part of a job's key, `ComputeParams` must not and is not.
+"""What a user may choose: `UpscaleParams` changes pixels and is in a job's key, `ComputeParams` must not and is not.
 
 The string under each field is its description; deployments show it in their forms.
 """

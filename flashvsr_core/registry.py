@@ -50,10 +50,10 @@ class LqSpec:
 
 @dataclass(frozen=True)
 class TcDecoderSpec:
-    """TCDecoder: channels of its four resolutions (1/8, 1/8 to 1/4, 1/4 to 1/2, 1/2 to 1). The defaults are the published form.
+    """TCDecoder: channels of its four resolutions (1/8, 1/8 to 1/4, 1/4 to 1/2, 1/2 to 1). Defaults: as published.
 
-    `residual` > 0 adds `residual` x the result to the condition instead of emitting the result itself. `shuffle` grows by
-    pixel shuffle straight into the next resolution's channels; the last of them are then the 3 of a pixel.
+    `residual` > 0 adds `residual` x the result to the condition instead of emitting the result itself. `shuffle`
+    grows by pixel shuffle straight into the next resolution's channels; the last of them are then the 3 of a pixel.
     """
 
     channels: tuple[int, int, int, int]
@@ -98,10 +98,22 @@ MODELS: dict[str, ModelSpec] = {
     "v1.1": ModelSpec("v1.1", _WAN_1_3B, LqSpec("causal", (2048, 3072)), _TC_FULL, prompt_tokens=512, vae=_VAE),
     "nano": ModelSpec(
         "nano",
-        DitSpec(dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=64),
-        LqSpec("causal", (36, 64)),
-        TcDecoderSpec(channels=(64, 64, 32, 16), residual=1.0),
+        DitSpec(dim=256, ffn_dim=512, num_heads=2, num_layers=2, freq_dim=64, text_dim=64, in_dim=64, out_dim=64),
+        LqSpec("causal", (64, 128)),
+        TcDecoderSpec(
+            channels=(64, 80, 32, 3),
+            latent_channels=64,
+            residual=0.1,
+            blocks=(0, 3, 2),
+            shuffle=True,
+            condition=False,
+            detail=(4, 2),
+            gate=True,
+            leak=0.2,
+            clamp=30.0,
+        ),
         prompt_tokens=8,
+        color_fix="none",  # flashvsr_core/assets/nano.md
     ),
 }
 

@@ -16,9 +16,9 @@ from flashvsr_core.errors import FlashvsrError, UserError
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.kernels.block_attention import attention_backend
 from flashvsr_core.kernels.block_mask import local_window, top_k
+from flashvsr_core.layout import Planes
 from flashvsr_core.models.dit import Sparsity
 from flashvsr_core.noise import step_noise
-from flashvsr_core.layout import Planes
 from flashvsr_core.pixels import Pack, crop, enlarge, pad, rgb_packer
 from flashvsr_core.registry import ModelSpec
 from flashvsr_core.segments import FIRST_READ, GRID, STEP
@@ -85,8 +85,9 @@ class Upscaler:
         """Upscale consecutive frames of one video.
 
         frames: chunks T H W 3 (uint8 or uint16), the first of them frame number `first` of the video. Emitted are
-        frames `emit` = [start, stop) of the video (default: all from `first` on, which must then lie on the grid of 8), in chunks made by `pack` (default: T H W 3 in the depth of the input). Frames before `start` serve
-        as context for scene cuts, and `params.preroll` of them are streamed and dropped. Reads no further than needed.
+        frames `emit` = [start, stop) of the video (default: all from `first` on, which must then lie on the grid of
+        8), in chunks made by `pack` (default: T H W 3 in the depth of the input). Frames before `start` serve as
+        context for scene cuts, and `params.preroll` of them are streamed and dropped. Reads no further than needed.
         """
         singles = (frame for chunk in frames for frame in chunk)
         opening = next(singles, None)

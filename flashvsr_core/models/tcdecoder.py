@@ -79,7 +79,12 @@ class TcDecoder(nn.Module):
                    nn.Conv2d(a, a, 3, padding=1, bias=False), nn.LeakyReLU(spec.leak), *at_8)  # fmt: skip
         if spec.shuffle:
             self.decoder = nn.Sequential(
-                *opening, ShuffleGrow(a, b, 1, bias=not spec.gate), *at_4, ShuffleGrow(b, c, 2), *at_2, ShuffleGrow(c, d, 2, kernel=3)
+                *opening,
+                ShuffleGrow(a, b, 1, bias=not spec.gate),
+                *at_4,
+                ShuffleGrow(b, c, 2),
+                *at_2,
+                ShuffleGrow(c, d, 2, kernel=3),
             )
             at = {4: b, 2: c}
             # From the frames of one time step at this resolution: 4 of them at 1/4, 2 at 1/2.

@@ -1,5 +1,6 @@
 """Synthetic cameras: photographs become clips by pan, zoom, rotation and hand shake, with things passing in front."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,8 @@ class Path:
     angle: np.ndarray  # T, radians
 
 
-def draw_path(rng: np.random.Generator, frames: int, picture: tuple[int, int], size: int) -> Path:
-    """A random path over a picture (height, width) for output frames of `size` pixels square that stays inside if it can."""
+def draw_path(rng: np.random.Generator, frames: int, picture: Sequence[int], size: int) -> Path:
+    """A random path over a picture (height, width) for frames of `size` pixels square; it stays inside if it can."""
     height, width = picture
     limit = min(height, width) / size / 1.15
     zoom = min(float(np.exp(rng.uniform(np.log(0.9), np.log(3.5)))), max(0.7, limit))

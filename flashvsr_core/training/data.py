@@ -44,9 +44,7 @@ class Bank:
             self.shots.append(shot | {name: clip[first:stop].to(device) for name, clip in coded.items()})
         self.coded_films = index["film"]
 
-    def draw(
-        self, rng: np.random.Generator, batch: int, frames: int, size: int, mix: Mix
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, rng: np.random.Generator, batch: int, frames: int, size: int, mix: Mix) -> tuple[Tensor, Tensor]:
         """A batch of clips: condition and truth, both B 3 T size size in [-1, 1]."""
         clips = [self._pair(rng, frames, size, mix) for _ in range(batch)]
         condition, truth = (torch.stack(part).transpose(1, 2) * 2 - 1 for part in zip(*clips))

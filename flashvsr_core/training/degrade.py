@@ -62,7 +62,7 @@ DEGRADATIONS: dict[str, Callable[[Frames, int], Frames]] = {"plain": plain, "mil
 
 
 def random_degradation(truth: Frames, scale: int, rng: np.random.Generator) -> Frames:
-    """A third plain, a quarter near `mild`; else blur, noise, JPEG and an intermediate size in random order and strength. 8 bits at the end."""
+    """A third plain, a quarter near `mild`; else blur, noise, JPEG and resizing in random order. 8 bits at the end."""
     kind = rng.random()
     if kind < _PLAIN_SHARE:
         return plain(truth, scale)
@@ -97,7 +97,9 @@ def _random_resize(frames: Frames, rng: np.random.Generator) -> Frames:
     factor = rng.uniform(0.75, 1.3)
     size = [max(8, int(n * factor)) for n in frames.shape[-2:]]
     resized = F.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
-    return F.interpolate(resized, size=frames.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return F.interpolate(resized, size=frames.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(
+        0, 1
+    )
 
 
 _STEPS = (_random_blur, _random_noise, _random_jpeg, _random_resize)

@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Figures:
-    """One clip, one degradation. `without_dit`: the loss in dB when latents are zero; `mean_latents`: when each channel's
-    latents are replaced by their mean over the step."""
+    """One clip, one degradation. `without_dit`: the loss in dB when latents are zero.
+
+    `mean_latents`: the loss when each channel's latents are replaced by their mean over the step.
+    """
 
     clip: str
     degradation: str
@@ -51,7 +53,9 @@ def damaged(truth: np.ndarray, degradation: str, scale: int) -> np.ndarray:
     height, width = (n // scale * scale for n in truth.shape[1:3])
     parts = torch.from_numpy(np.ascontiguousarray(truth[:, :height, :width])).split(16)
     make = DEGRADATIONS[degradation]
-    small = [make(part.permute(0, 3, 1, 2).float() / 255, scale, **_seed(degradation, i)) for i, part in enumerate(parts)]
+    small = [
+        make(part.permute(0, 3, 1, 2).float() / 255, scale, **_seed(degradation, i)) for i, part in enumerate(parts)
+    ]
     return (torch.cat(small) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -71,11 +75,13 @@ def with_latents(upscaler: Upscaler, change: Callable[[Tensor], Tensor]) -> Upsc
     """The same model whose decoder is given changed latents."""
     net = upscaler.net
     decode = lambda latents, condition, memory: net.decode(change(latents), condition, memory)  # noqa: E731
-    return Upscaler(Network(net.dit, net.lq_proj, decode, net.constants), upscaler.spec, upscaler.params, upscaler.device)
+    return Upscaler(
+        Network(net.dit, net.lq_proj, decode, net.constants), upscaler.spec, upscaler.params, upscaler.device
+    )
 
 
 def upscale(upscaler: Upscaler, small: np.ndarray) -> np.ndarray:
-    return np.concatenate(list(upscaler.stream(iter([small]))))  # type: ignore[arg-type]
+    return np.concatenate(list(upscaler.stream(iter([small]))))
 
 
 def measure(upscaler: Upscaler, name: str, truth: np.ndarray, degradation: str, ablate: bool = False) -> Figures:
@@ -96,12 +102,16 @@ def measure(upscaler: Upscaler, name: str, truth: np.ndarray, degradation: str, 
     )  # fmt: skip
 
 
-HEADER = "| clip | input | x | colour | bicubic | nano | gain | SSIM | frame-difference error | without DiT | mean latents |"
+HEADER = (
+    "| clip | input | x | colour | bicubic | nano | gain | SSIM | frame-difference error | without DiT | mean latents |"
+)
 
 
 def row(f: Figures) -> str:
     lost = ["" if x is None else f"-{x:.2f}" for x in (f.without_dit, f.mean_latents)]
-    change = f"{f.bicubic_flicker:.3f} -> {f.nano_flicker:.3f} ({100 * (f.nano_flicker / f.bicubic_flicker - 1):+.0f} %)"
+    change = (
+        f"{f.bicubic_flicker:.3f} -> {f.nano_flicker:.3f} ({100 * (f.nano_flicker / f.bicubic_flicker - 1):+.0f} %)"
+    )
     return (
         f"| {f.clip} | {f.degradation} | {f.scale} | {f.color_fix} | {f.bicubic:.2f} | {f.nano:.2f} | {f.gain:+.2f} "
         f"| {f.bicubic_ssim:.4f} -> {f.nano_ssim:.4f} | {change} | {lost[0]} | {lost[1]} |"
@@ -125,7 +135,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     weights = read_weights(options.weights) if options.weights else embedded_weights()
     params = UpscaleParams(
-        model="nano", scale=options.scale, color_fix=options.color_fix, precision=options.precision, scenes="off", preroll=0
+        model="nano",
+        scale=options.scale,
+        color_fix=options.color_fix,
+        precision=options.precision,
+        scenes="off",
+        preroll=0,
     )
     upscaler = Upscaler.load(weights, params, options.device)
     log.info("%s\n%s", HEADER, "| --- " * 11 + "|")
@@ -140,7 +155,7 @@ def main() -> None:
 
 
 def crop(clip: np.ndarray, side: int | None) -> np.ndarray:
-    """The middle `side` x `side` pixels of T H W 3 (all, if None), made multiples of 12 so that every scale divides them."""
+    """The middle `side` x `side` pixels of T H W 3 (all, if None), multiples of 12 that every scale divides."""
     height, width = (min(n, side or n) // 12 * 12 for n in clip.shape[1:3])
     top, left = (clip.shape[1] - height) // 2, (clip.shape[2] - width) // 2
     return np.ascontiguousarray(clip[:, top : top + height, left : left + width])

@@ -1,4 +1,6 @@
-"""Initial values. Two traps are known: small decoders learn nothing from zero, and patches of pixels are badly conditioned."""
+"""Initial values. Two traps: small decoders learn nothing from zero, and patches of pixels are badly conditioned."""
+
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,26 +22,27 @@ _FLOOR = 1e-6  # share of the largest eigenvalue below which whitening no longer
 @torch.no_grad()
 def initialise(model: Model, condition: Tensor, truth: Tensor) -> None:
     """Fill `model`; condition and truth (B 3 25 H W in [-1, 1]) are typical clips."""
-    lq, dit, decoder = model.lq_proj, model.dit, model.tcdecoder
+    # Any: modules of containers have no types.
+    lq, decoder, dit = model.lq_proj, model.tcdecoder, cast(Any, model.dit)
     patches = _unshuffle(condition)
     _whiten(lq.conv1, patches, taps=(2, 3))
     hidden = F.silu(lq.norm1(lq.conv1(F.pad(patches, (1, 1, 1, 1, 0, 0), mode="replicate"))))
     _whiten(lq.conv2, hidden, taps=(0, 1, 2, 3))
     for norm in (lq.norm1, lq.norm2):
         norm.gamma.fill_((1 + _BIAS**2) ** 0.5)
-    nn.init.orthogonal_(lq.linear_layers[0].weight)
+    nn.init.orthogonal_(cast(nn.Linear, lq.linear_layers[0]).weight)
     dit.patch_embedding.weight.mul_(0.1)
     for block in dit.blocks:
-        block.modulation.zero_()  # type: ignore[operator, union-attr]
-        block.modulation[:, (2, 5)] = 1.0  # type: ignore[index]
-        for layer in (block.self_attn.o, block.cross_attn.o, block.ffn[2]):  # type: ignore[union-attr, index]
-            layer.weight.mul_(0.5)  # type: ignore[operator, union-attr]
+        block.modulation.zero_()
+        block.modulation[:, (2, 5)] = 1.0
+        for layer in (block.self_attn.o, block.cross_attn.o, block.ffn[2]):
+            layer.weight.mul_(0.5)
     dit.time_projection[1].weight.mul_(0.01)
     dit.time_projection[1].bias.zero_()
     dit.time_embedding[2].weight.mul_(0.01)
     for layer in decoder.decoder:
         if isinstance(layer, MemBlock):
-            layer.conv[4].weight.mul_(0.3)
+            cast(nn.Conv2d, layer.conv[4]).weight.mul_(0.3)
     for layer in decoder.decoder.children():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
@@ -52,7 +55,7 @@ def initialise(model: Model, condition: Tensor, truth: Tensor) -> None:
 
 
 def _fit_head(model: Model, condition: Tensor, truth: Tensor) -> None:
-    """Let the DiT start by telling the decoder what the input shows (5/8 of the channels), what it lacks (1/4), and a constant.
+    """Let the DiT start by telling the decoder what the input shows (5/8 of the channels), what it lacks (1/4), and 1.
 
     The head is the ridge regression of the leading principal components of each latent pixel's 4x8x8 patch of condition
     and of truth - condition. From a random head the decoder never learned to listen (three attempts: 0.00 dB).
@@ -62,16 +65,21 @@ def _fit_head(model: Model, condition: Tensor, truth: Tensor) -> None:
     hook = linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     unroll(model, condition, Window(kv_ratio=3, local_range=11, share=1.0))
     hook.remove()
-    known = [torch.cat([x[:, :, :1].expand(-1, -1, 3, -1, -1), x[:, :, :21]], dim=2) for x in (condition, truth - condition)]
+    known = [
+        torch.cat([x[:, :, :1].expand(-1, -1, 3, -1, -1), x[:, :, :21]], dim=2) for x in (condition, truth - condition)
+    ]
     channels = model.dit.spec.out_dim
     constant = channels // 8
     shares = (channels * 5 // 8, channels - constant - channels * 5 // 8)
     parts = [_components(rearrange(x, "b c (f t) (h p) (w q) -> b f h w (c t p q)", t=4, p=8, q=8), n)
              for x, n in zip(known, shares)]  # fmt: skip
     parts.append(2 * torch.ones_like(parts[0][..., :constant]))
-    target = rearrange(
-        torch.cat(parts, dim=-1), "b (f a) (h r y) (w c z) d -> (b f h w a r c) (y z d)", a=2, r=8, c=8, y=2, z=2
-    ) * -_LATENT_STD  # latents are noise - prediction
+    target = (
+        rearrange(
+            torch.cat(parts, dim=-1), "b (f a) (h r y) (w c z) d -> (b f h w a r c) (y z d)", a=2, r=8, c=8, y=2, z=2
+        )
+        * -_LATENT_STD
+    )  # latents are noise - prediction
     x = seen[0].flatten(0, 1).double()
     mean, goal = x.mean(0), target.double()
     gram = (x - mean).T @ (x - mean)
@@ -95,7 +103,9 @@ def _whiten(conv: nn.Conv3d, x: Tensor, taps: tuple[int, ...]) -> None:
 
     x: B C T h w.
     """
-    columns = rearrange(x.unfold(2, conv.kernel_size[0], conv.stride[0])[..., list(taps)], "b c t h w k -> (b t h w) (c k)")
+    columns = rearrange(
+        x.unfold(2, conv.kernel_size[0], conv.stride[0])[..., list(taps)], "b c t h w k -> (b t h w) (c k)"
+    )
     mean = columns.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov((columns - mean).T.double()))
     out = conv.out_channels

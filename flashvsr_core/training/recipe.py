@@ -17,15 +17,15 @@ class Recipe:
     frames: int = 41  # 25 + 8k: a first step and k later ones
     sizes: tuple[int, ...] = (256, 256, 256, 384)  # one is drawn per iteration
     film: float = 0.3
-    lr: float = 1e-3
+    lr: float = 1.5e-3
     fan_in: int = 288  # a layer with more inputs learns that much slower
     warmup: int = 150  # iterations
     decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 0.5
     average: float = 0.999
-    drop: float = 0.5  # share of clips whose detail injection is withheld at the start; falls to 0 ...
-    drop_until: float = 0.6  # ... at this share of the time
+    drop: float = 0.2  # share of clips whose detail injection is withheld at the start; falls to 0 ...
+    drop_until: float = 0.4  # ... at this share of the time
     temporal: float = 0.4
     floor: float = 4e-5  # of the mean squared errors whose logarithm is the loss; about 50 dB
     sparse_share: tuple[float, float] = (0.35, 1.0)  # of blocks selected, drawn per iteration
@@ -35,7 +35,8 @@ class Recipe:
 def load_recipe(path: Path | None) -> tuple[Recipe, ModelSpec]:
     """The default recipe and spec, with what a JSON file {"recipe": {...}, "spec": {"dit": {...}, ...}} changes."""
     changes: dict[str, Any] = json.loads(path.read_text()) if path else {}
-    recipe = replace(Recipe(), **{k: tuple(v) if isinstance(v, list) else v for k, v in changes.get("recipe", {}).items()})
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.get("recipe", {}).items()}
+    recipe = replace(Recipe(), **given)
     spec = {k: v for k, v in asdict(MODELS["nano"]).items() if k != "vae"}
     for part, values in changes.get("spec", {}).items():
         spec[part] = spec[part] | values if isinstance(values, dict) else values

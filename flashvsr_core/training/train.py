@@ -41,9 +41,11 @@ class Trainer:
         self.rng = np.random.default_rng(recipe.seed)
         self.model = Model(spec).to(device)
         initialise(self.model, *bank.draw(self.rng, 4 * recipe.batch, 25, min(recipe.sizes), self.mix))
-        self.model.tcdecoder.to(memory_format=torch.channels_last)
+        self.model.tcdecoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self._groups(), betas=recipe.betas, weight_decay=recipe.decay, fused=device.type == "cuda")
+        self.optimizer = torch.optim.AdamW(
+            self._groups(), betas=recipe.betas, weight_decay=recipe.decay, fused=device.type == "cuda"
+        )
 
     def _groups(self) -> list[dict[str, object]]:
         groups: dict[float, list[Tensor]] = {}
@@ -85,7 +87,7 @@ class Trainer:
         return self.recipe.lr * rising * (0.01 + 0.99 * (1 + math.cos(math.pi * self.progress)) / 2)
 
     def _loss(self, decoded: Tensor, truth: Tensor) -> Tensor:
-        """Mean over clips of the log of mean squared errors (so PSNR itself): luma, colour and luma's change in time."""
+        """Mean over clips of the log of mean squared errors (so PSNR itself): luma, colour, luma's change."""
         error = decoded - truth
         luma = torch.einsum("bcthw,c->bthw", error, error.new_tensor(_LUMA))
         floor = self.recipe.floor
@@ -113,9 +115,15 @@ class Trainer:
         """Checkpoint in half precision, small enough to travel: weights, average, progress; and the exported model."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, state in (("weights", self.model.state_dict()), ("average", self.average)):
-            save_file({k: v.detach().half().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
+            save_file(
+                {k: v.detach().half().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors"
+            )
         (folder / "progress.json").write_text(json.dumps({"iteration": self.iteration, "spent": self.spent}))
-        about = {"recipe": json.dumps(vars(self.recipe)), "iterations": str(self.iteration), "seconds": f"{self.spent:.0f}"}
+        about = {
+            "recipe": json.dumps(vars(self.recipe)),
+            "iterations": str(self.iteration),
+            "seconds": f"{self.spent:.0f}",
+        }
         save_export(folder / "nano.safetensors", self.average, self.spec, about)
 
     def resume(self, folder: Path) -> None:

@@ -29,8 +29,8 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor) -> Tensor:
     """`attend_torch` as one masked product: wasteful, but without a loop and with gradients. Same arguments."""
     some = blocks.any(dim=-1, keepdim=True)
     mask = (blocks | ~some).repeat_interleave(WINDOW_TOKENS, 2).repeat_interleave(WINDOW_TOKENS, 3)
-    flat = [x.flatten(2, 3).to(v.dtype) for x in (q, k, v)]
-    out = F.scaled_dot_product_attention(*flat, attn_mask=mask).unflatten(2, (-1, WINDOW_TOKENS))
+    q, k, v = (x.flatten(2, 3).to(v.dtype) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).unflatten(2, (-1, WINDOW_TOKENS))
     return out * some[..., None]
 
 

@@ -43,7 +43,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     y, x, c = np.ogrid[:300, :400, :3]
     photo = ((np.sin(x * 0.3 + c) * np.cos(y * 0.2) + np.sin(x * y * 0.001)) * 60 + 128).clip(0, 255).astype(np.uint8)
     film = np.stack([np.roll(photo[:256, :256], t, axis=1) for t in range(40)])
-    for name, array in {"photos/a": photo, "film/trailer": film, "film/crf20": film[:, ::4, ::4], "coded/000-a": film[:, :64, :64]}.items():
+    for name, array in {
+        "photos/a": photo,
+        "film/trailer": film,
+        "film/crf20": film[:, ::4, ::4],
+        "coded/000-a": film[:, :64, :64],
+    }.items():
         (root / name).parent.mkdir(exist_ok=True)
         np.save(root / f"{name}.npy", array)
     index = {"photos": ["a"], "held_out": [], "shots": [[0, 40]], "film": ["crf20"], "coded": [["000-a", "a", 0]]}
