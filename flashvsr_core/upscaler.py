@@ -27,7 +27,8 @@ from flashvsr_core.weights import Weights, build_network
 
 log = logging.getLogger(__name__)
 
-# Chosen from tests/bench/preroll.md.
+# 78 dB against the uncut stream on formula weights, where 45 is asked (tests/bench/preroll.md); 8 frames more than the
+# 24 that attention remembers by default, for models deeper than could be measured.
 DEFAULT_PREROLL = 32
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
