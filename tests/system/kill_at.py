@@ -78,7 +78,7 @@ def within(module: Any, name: str, guard: Guard) -> None:
 
 
 def arrange(stage: str) -> None:
-    """Have this process killed at `stage`; segment 0 is finished by then."""
+    """Have this process killed at `stage`; mostly in the second segment to be made."""
     from flashvsr_core import upscaler
     from flows import upscale_video
     from tasks import assemble, upscale, verify
