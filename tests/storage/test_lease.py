@@ -253,7 +253,9 @@ def test_answer_lost_on_the_way(url: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def start_holder(url: str, ttl: float, options: dict[str, str]) -> subprocess.Popen[str]:
     code = (
-        "import sys, time; from tasks.storage.lease import hold\n"
+        "import signal, sys, time; from tasks.storage.lease import hold\n"
+        # A test runner in the background of a shell ignores SIGINT, and its children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with hold(sys.argv[1], 'child', ttl=float(sys.argv[2])): print('held', flush=True); time.sleep(600)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | options

@@ -61,8 +61,7 @@ def test_the_longest_range(
     assert digests(output) == segment_digests(made, *kept)
     assert kinds(probe(output).streams, "audio") == ()
     assert found.video_only
-    assert "VIDEO ONLY" in found.notes[0]
-    assert "part" in found.notes[0]
+    assert any("VIDEO ONLY" in note and "part" in note for note in found.notes)
     assert urls.read_json(str(tmp_path / "part.recovery.json"))["gaps"] == [list(gap) for gap in gaps]
     assert not urls.exists(job.report_url), "the job is not finished"
 
@@ -76,7 +75,7 @@ def test_without_its_source(job_in: JobIn, made: Made, tmp_path: Path, fate: str
     urls.write_json(job.plan_url, made.plan.to_json() | {"source": str(source)})
     found = recover(job, str(output), made.cache_dir)
     assert (found.whole, found.video_only) == (True, True)
-    assert str(source) in found.notes[0]
+    assert any(str(source) in note for note in found.notes)
     assert digests(output) == segment_digests(made, 0, 1, 2)
     assert not urls.exists(job.report_url)
 
