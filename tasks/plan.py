@@ -27,6 +27,7 @@ from tasks.storage.jobs import Job, job_key
 
 log = logging.getLogger(__name__)
 
+DEFAULT_STORE = ".flashvsr"  # beside the output
 PLAN = 1  # version of plan.json
 PIXELS = 1  # raised by hand when the same parameters give other pixels
 BYTES = 1  # raised by hand when the same pixels are encoded otherwise
@@ -66,7 +67,7 @@ class Request:
     def store_url(self) -> str:
         if self.store is not None:
             return urls.normalise(self.store)
-        return urls.join(urls.parent(self.output_url), ".flashvsr")
+        return urls.join(urls.parent(self.output_url), DEFAULT_STORE)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     source, output = urls.normalise(request.source), request.output_url
     if output == source:
         raise UserError(f"output {output} is the source itself; choose another OUTPUT")
-    container = _container(output)
+    container = container_of(output)
     path = _local_source(source, cache_dir)
     info = probe(path, allow_truncated=request.allow_truncated)
     geometry = Geometry(info.width, info.height, request.params.scale)
@@ -218,7 +219,7 @@ def _local_source(source: str, cache_dir: Path) -> Path:
         raise BadInput(f"{source} does not exist; check the name") from error
 
 
-def _container(output: str) -> Container:
+def container_of(output: str) -> Container:
     suffix = urls.name(output).rpartition(".")[2].lower()
     if suffix not in get_args(Container):
         raise UserError(f"output {output} must end in {', '.join('.' + e for e in get_args(Container))}")

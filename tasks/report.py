@@ -125,6 +125,14 @@ def output_record_url(job: Job) -> str:
     return urls.join(job.url, "output.json")
 
 
+def recorded_output(job: Job) -> OutputFile | None:
+    """What this job last published or was about to publish."""
+    try:
+        return _outputs.validate_python(urls.read_json(output_record_url(job)))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def announce_output(job: Job, merged: Path, output_url: str) -> OutputFile:
     """Record what is about to be published, so that a run killed right after publishing knows its own output again."""
     output = OutputFile(output_url, merged.stat().st_size, urls.digest(str(merged)))
@@ -134,10 +142,10 @@ def announce_output(job: Job, merged: Path, output_url: str) -> OutputFile:
 
 def own_output(job: Job, output_url: str) -> OutputFile | None:
     """The file at `output_url` if this very job made it: same place, size and digest as recorded."""
+    output = recorded_output(job)
     try:
-        output = _outputs.validate_python(urls.read_json(output_record_url(job)))
-        if output.url == output_url and urls.size(output_url) == output.bytes:
+        if output is not None and output.url == output_url and urls.size(output_url) == output.bytes:
             return output if urls.digest(output_url) == output.sha256 else None
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None
     return None

@@ -22,6 +22,7 @@ Store = Annotated[str | None, Parameter(help="Where segments are kept; default .
 SegmentFrames = Annotated[int, Parameter(help="Frames of one segment, a multiple of 8.")]
 AllowTruncated = Annotated[bool, Parameter(help="Upscale what can be read of a truncated SOURCE.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print the result as JSON on the last line.")]
+Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], help="Log every event.")]
 ModelsDir = Annotated[
     Path | None, Parameter(name="--dir", env_var="FLASHVSR_MODELS", help="Folder with weights; default: user cache.")
 ]

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -37,7 +39,7 @@ def run(
     allow_truncated: options.AllowTruncated = False,
     verify: Annotated[Literal["joins", "full"], Parameter(help="joins, or full: decode the whole result.")] = "joins",
     as_json: options.AsJson = False,
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Log every event.")] = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Upscale SOURCE into OUTPUT. A run that was killed goes on where it stopped when the command is given again."""
     begun = time.monotonic()
@@ -45,27 +47,38 @@ def run(
     if urls.is_local(source):
         # The plan looks again; a wrong name should not have to wait for Prefect's server.
         probe(urls.local_path(source), allow_truncated)
+    with pipeline(console, verbose) as upscale_video:
+        report = upscale_video(
+            source,
+            output,
+            params=params,
+            encode=encode,
+            compute=options.with_environment(compute),
+            store=store,
+            segment_frames=segment_frames,
+            force=force,
+            fresh=fresh,
+            keep_segments=keep_segments,
+            allow_truncated=allow_truncated,
+            verify=verify,
+        )
+    tell_report(report, console, time.monotonic() - begun, as_json)
+
+
+@contextmanager
+def pipeline(console: Console, verbose: bool) -> "Iterator[Callable[..., RunReport]]":
+    """The main flow, ready to be called: with a Prefect API, progress on `console`, and an ear for Ctrl-C."""
     with prefect_api():
         # Imported late: Prefect reads where its server is when it is imported.
         from flows.cli.progress import shown
         from flows.upscale_video import upscale_video
 
         with shown(console, verbose), heeding_interrupts():
-            report = upscale_video(
-                source,
-                output,
-                params=params,
-                encode=encode,
-                compute=options.with_environment(compute),
-                store=store,
-                segment_frames=segment_frames,
-                force=force,
-                fresh=fresh,
-                keep_segments=keep_segments,
-                allow_truncated=allow_truncated,
-                verify=verify,
-            )
-    console.print(_summary(report, time.monotonic() - begun))
+            yield upscale_video
+
+
+def tell_report(report: "RunReport", console: Console, elapsed: float, as_json: bool) -> None:
+    console.print(_summary(report, elapsed))
     if as_json:
         print(json.dumps(report.to_json()))
 

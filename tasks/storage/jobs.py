@@ -25,6 +25,7 @@ RECORD = 1  # version of what a segment's record holds
 SLUG = 40  # characters of a slug, at most
 KEY = 16  # characters of a key: 64 bits of a sha256
 AT_ONCE = 8  # requests at once to a remote store
+DIRECTORY_NAME = re.compile(rf"(?P<slug>[a-z0-9-]{{1,{SLUG}}})-(?P<key>[0-9a-f]{{{KEY}}})")
 RECORD_NAME = re.compile(r"(\d{5,})\.json")
 
 Extension = Literal["mp4", "mkv", "mov"]
@@ -85,6 +86,17 @@ class Job:
     def at(cls, store: str, source_name: str, key: str, extension: Extension) -> "Job":
         label = slug(source_name)
         return cls(key, label, urls.join(store, f"{label}-{key}"), extension)
+
+    @classmethod
+    def of(cls, url: str, extension: Extension) -> "Job":
+        """The job whose directory is at `url`, known by its name."""
+        url = urls.normalise(url)
+        match = DIRECTORY_NAME.fullmatch(urls.name(url))
+        if match is None:
+            raise UserError(
+                f"{url} is not a job's directory, which is named NAME-KEY; 'flashvsr jobs list STORE' shows them"
+            )
+        return cls(match["key"], match["slug"], url, extension)
 
     @property
     def plan_url(self) -> str:

@@ -125,6 +125,13 @@ def hold(url: str, owner: str, ttl: float = TTL, wait: float = 0.0) -> Iterator[
             log.warning("lease left to expire: %s", error)
 
 
+def holder_of(url: str) -> Holder | None:
+    """Who holds the lease at `url` now; None if nobody does, or it has ended without being released."""
+    found = urls.read_version(url)
+    current = _parse(found[0]) if found else None
+    return None if current is None or current.is_over else current
+
+
 def _acquire(url: str, owner: str, ttl: float, wait: float) -> Holder:
     deadline = time.monotonic() + wait
     token = secrets.token_hex(8)

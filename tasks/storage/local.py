@@ -38,12 +38,14 @@ def sweep(target: str) -> None:
     directory = os.path.dirname(target)
     for name in os.listdir(directory):
         match = TEMPORARY.fullmatch(name)
-        if (
-            match
-            and match["of"] == _tag(target)
-            and ProcessId(match["host"], int(match["pid"]), float(match["started"])).is_gone
-        ):
+        if match and match["of"] == _tag(target) and is_leftover(name):
             Path(directory, name).unlink(missing_ok=True)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is the temporary of a process of this host that has ended."""
+    match = TEMPORARY.fullmatch(name)
+    return match is not None and ProcessId(match["host"], int(match["pid"]), float(match["started"])).is_gone
 
 
 def settle(temporary: str, target: str, overwrite: bool) -> None:
@@ -125,18 +127,27 @@ def digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def list_sizes(directory: str) -> dict[str, int]:
-    sizes: dict[str, int] = {}
+def list_files(directory: str) -> dict[str, tuple[int, float]]:
+    """Size and time of last change (seconds since 1970) of the files in a directory; empty if it is not there."""
+    files: dict[str, tuple[int, float]] = {}
     if not os.path.isdir(directory):
-        return sizes
+        return files
     with os.scandir(directory) as entries:
         for entry in entries:
             try:
                 if entry.is_file():
-                    sizes[entry.name] = entry.stat().st_size
+                    stat = entry.stat()
+                    files[entry.name] = stat.st_size, stat.st_mtime
             except FileNotFoundError:
                 continue  # removed while the directory was listed
-    return sizes
+    return files
+
+
+def list_directories(directory: str) -> list[str]:
+    if not os.path.isdir(directory):
+        return []
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in entries if entry.is_dir()]
 
 
 def remove_directory(path: str) -> None:

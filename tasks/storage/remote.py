@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,29 @@ def digest(protocol: str, key: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def list_sizes(protocol: str, key: str) -> dict[str, int]:
+def list_files(protocol: str, key: str) -> dict[str, tuple[int, float]]:
+    """Size and time of last change (seconds since 1970; 0 where the store tells none) of the objects in a prefix."""
+    return {name: (int(found["size"]), _changed(found)) for name, found in _children(protocol, key, "file").items()}
+
+
+def list_directories(protocol: str, key: str) -> list[str]:
+    """Names of the prefixes in a prefix. Some stores go on listing one that was emptied."""
+    return list(_children(protocol, key, "directory"))
+
+
+def _children(protocol: str, key: str, kind: str) -> dict[str, dict[str, Any]]:
     store, path = _at(protocol, key)
     found = store.ls(path, detail=True)
-    named = ((str(f["name"]).removeprefix(f"{path}/"), int(f["size"])) for f in found if f["type"] == "file")
+    named = ((str(f["name"]).rstrip("/").removeprefix(f"{path}/"), f) for f in found if f["type"] == kind)
     # S3 lists a prefix's own marker ('in/') as an object without a name, and an object as its own directory.
-    return {name: size for name, size in named if name and "/" not in name}
+    return {name: f for name, f in named if name and "/" not in name}
+
+
+def _changed(found: dict[str, Any]) -> float:
+    for name in ("LastModified", "created"):  # S3's and MemoryFileSystem's name for it
+        if (value := found.get(name)) is not None:
+            return float(value.timestamp()) if isinstance(value, datetime) else float(value)
+    return 0.0
 
 
 def write(protocol: str, key: str, data: bytes, create: bool) -> bool:

@@ -206,14 +206,32 @@ def remove(url: str, missing_ok: bool = False) -> None:
             raise FileNotFoundError(f"{url} does not exist")
 
 
-def list_sizes(url: str) -> dict[str, int]:
-    """Names and sizes of the files directly in a directory or prefix, sorted; empty if it is not there."""
+def list_files(url: str) -> dict[str, tuple[int, float]]:
+    """Files directly in a directory or prefix, sorted: size and time of last change; empty if it is not there."""
     protocol, path = split(url)
     try:
         with explained("list", url):
-            return dict(sorted((remote.list_sizes(protocol, path) if protocol else local.list_sizes(path)).items()))
+            return dict(sorted((remote.list_files(protocol, path) if protocol else local.list_files(path)).items()))
     except FileNotFoundError:
         return {}
+
+
+def list_directories(url: str) -> list[str]:
+    """Names of the directories or prefixes directly in one, sorted; empty if it is not there.
+
+    A store may name a prefix that holds nothing any more: ask for an object before relying on one.
+    """
+    protocol, path = split(url)
+    try:
+        with explained("list", url):
+            return sorted(remote.list_directories(protocol, path) if protocol else local.list_directories(path))
+    except FileNotFoundError:
+        return []
+
+
+def list_sizes(url: str) -> dict[str, int]:
+    """Names and sizes of the files directly in a directory or prefix, sorted; empty if it is not there."""
+    return {name: size for name, (size, _) in list_files(url).items()}
 
 
 def list_names(url: str) -> list[str]:

@@ -1,0 +1,237 @@
+"""Recovery: what is finished of a job becomes a file, without the process, server or database that made it."""
+
+import logging
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from flashvsr_core.errors import FlashvsrError, UserError
+from flashvsr_core.segments import SegmentPlan
+from tasks.catalogue import finished_segments
+from tasks.media import check
+from tasks.media.mux import merge
+from tasks.media.probe import VideoInfo
+from tasks.media.timestamps import Timestamps
+from tasks.plan import JobPlan, container_of, read_plan
+from tasks.report import OutputFile, announce_output, make_report
+from tasks.storage import urls
+from tasks.storage.fingerprint import fingerprint
+from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
+from tasks.storage.lease import hold
+from tasks.verify import Depth
+
+log = logging.getLogger(__name__)
+
+RECOVERY = 1  # version of NAME.recovery.json
+NAMED = 20  # missing segments that an error names
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What was recovered; frames are those of the source, half-open."""
+
+    version: int
+    key: str
+    source: str
+    output: OutputFile
+    whole: bool
+    start: int
+    stop: int
+    frames: int
+    source_frames: int
+    segments: tuple[int, ...]
+    gaps: tuple[tuple[int, int], ...]  # frames of the source that no finished segment holds
+    left_out: tuple[tuple[int, int], ...]  # frames that are finished but lie outside the recovered range
+    video_only: bool
+    notes: tuple[str, ...]
+    report: str  # where this, or for a whole recovery the report of the run, was written
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Segments that are merged, and the video they make."""
+
+    segments: tuple[SegmentPlan, ...]
+    info: VideoInfo
+    source: Path | None  # None: sound and the rest cannot be had
+
+
+def recover(
+    job: Job, output: str, cache_dir: Path, partial: bool = False, force: bool = False, verify: Depth = "joins"
+) -> Recovery:
+    """Merge what a job finished into `output`, verified and published whole; nothing is computed.
+
+    An incomplete job is a UserError unless `partial` allows its longest finished range. The segments stay.
+    """
+    plan = read_plan(job)
+    if plan.key != job.key:
+        raise UserError(f"{job.plan_url} is the plan of job {plan.key}; give the directory back its name")
+    output = urls.normalise(output)
+    if output == plan.source:
+        raise UserError(f"output {output} is the source itself; choose another OUTPUT")
+    plan = replace(plan, encode=replace(plan.encode, container=container_of(output)))
+    if not force and urls.exists(output):  # even this job's own: a part must not replace the whole unasked
+        raise UserError(f"{output} exists; choose another OUTPUT, or use --force to replace it")
+    urls.check_writable(output)
+    work = cache_dir / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    with (
+        hold(job.lease_url, owner=f"recover {plan.source}") as lease,
+        tempfile.TemporaryDirectory(prefix=f"{job.key}-", dir=work) as name,
+    ):
+        chosen, files = _fetch(job, plan, partial, Path(name))
+        whole = len(chosen) == len(plan.segments)
+        source, why = _source(plan, cache_dir) if whole else (None, "only a part of the video was recovered")
+        part = _Part(chosen, plan.info if source else _silent(plan.info, chosen), source)
+        merged, notes = _merge(plan, part, files, Path(name), why)
+        _verify(merged, plan, part, verify)
+        lease.check()
+        published = _publish(job, merged, output, announce=source is not None)
+        return _report(job, plan, part, published, notes)
+
+
+def missing_segments(plan: JobPlan, results: tuple[SegmentResult, ...]) -> tuple[SegmentPlan, ...]:
+    done = {result.segment for result in results}
+    return tuple(segment for segment in plan.segments if segment.index not in done)
+
+
+def longest_range(plan: JobPlan, results: tuple[SegmentResult, ...]) -> tuple[SegmentPlan, ...]:
+    """The finished segments in one piece that hold the most frames; of equals the first."""
+    done = {result.segment for result in results}
+    runs: list[list[SegmentPlan]] = [[]]
+    for segment in plan.segments:
+        if segment.index in done:
+            runs[-1].append(segment)
+        elif runs[-1]:
+            runs.append([])
+    return tuple(max(runs, key=lambda run: sum(segment.frames for segment in run)))
+
+
+def _fetch(job: Job, plan: JobPlan, partial: bool, folder: Path) -> tuple[tuple[SegmentPlan, ...], list[Path]]:
+    """The segments to merge and local files of them, digests checked; a damaged one counts as missing."""
+    while True:
+        results = finished_segments(job, plan)
+        missing = missing_segments(plan, results)
+        if not results:
+            raise UserError(f"{job.url} has no finished segment; nothing can be recovered from it")
+        if missing and not partial:
+            names = ", ".join(str(segment.index) for segment in missing[:NAMED])
+            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+            raise UserError(
+                f"{job.url} lacks segments {names}{more} of {len(plan.segments)}; compute them with "
+                "'flashvsr jobs resume', or merge the longest finished range with --partial"
+            )
+        chosen = longest_range(plan, results)
+        try:
+            return chosen, [job.fetch_segment(segment.index, folder) for segment in chosen]
+        except DamagedSegment as error:  # its record is gone now, so this ends
+            log.warning("%s", error)
+
+
+def _source(plan: JobPlan, cache_dir: Path) -> tuple[Path | None, str]:
+    """The source if it still is the one that was planned, else why not."""
+    try:
+        if fingerprint(plan.source, cache_dir) != plan.fingerprint:
+            return None, f"{plan.source} is not the file any more that the job was planned for"
+        return urls.localise(plan.source, cache_dir / "sources"), ""
+    except FileNotFoundError:
+        return None, f"{plan.source} is gone"
+    except FlashvsrError as error:
+        return None, str(error)
+
+
+def _silent(info: VideoInfo, segments: tuple[SegmentPlan, ...]) -> VideoInfo:
+    """What the range would be as a video of its own: its frames and their times from zero, nothing but the picture."""
+    start, stop = segments[0].start, segments[-1].stop
+    times = info.timestamps.array[start:stop]
+    rate = Fraction(*info.frame_rate)
+    return replace(
+        info,
+        frames=stop - start,
+        timestamps=Timestamps.of(times - times[0]),
+        duration=float(int(times[-1] - times[0]) * Fraction(*info.time_base) + 1 / rate),
+        start_time=0.0,
+        audio_start=None,
+        streams=tuple(stream for stream in info.streams if stream.index == info.stream_index),
+        chapters=0,
+    )
+
+
+def _merge(plan: JobPlan, part: _Part, files: list[Path], folder: Path, why: str) -> tuple[Path, tuple[str, ...]]:
+    merged = folder / f"merged.{plan.encode.container}"
+    parts = [(file, segment.frames) for file, segment in zip(files, part.segments)]
+    # Without a source a segment stands in for it: merging takes metadata and chapters from there, and it has none.
+    notes = merge(parts, part.source or files[0], part.info, plan.encode, merged)
+    if part.source is None:
+        notes = (f"VIDEO ONLY: sound, subtitles, chapters and metadata are not in the output, because {why}", *notes)
+    return merged, notes
+
+
+def _verify(merged: Path, plan: JobPlan, part: _Part, depth: Depth) -> None:
+    geometry = plan.geometry
+    facts = check.check_against(merged, part.info, geometry.out_width, geometry.out_height)
+    if depth == "full":
+        check.decode_all(merged, facts.info)
+    else:
+        check.decode_ranges(merged, check.joins([segment.frames for segment in part.segments]), facts.info)
+
+
+def _publish(job: Job, merged: Path, output: str, announce: bool) -> OutputFile:
+    """`announce`: a later run shall know the output as its own. Only one that lacks nothing may pass for that."""
+    if announce:
+        published = announce_output(job, merged, output)
+    else:
+        published = OutputFile(output, merged.stat().st_size, urls.digest(str(merged)))
+    urls.publish(merged, output, overwrite=True, sha256=published.sha256, consume=True)
+    return published
+
+
+def _report(job: Job, plan: JobPlan, part: _Part, output: OutputFile, notes: tuple[str, ...]) -> Recovery:
+    """Write the report: that of a finished run if nothing is missing, else one of what was recovered."""
+    results = finished_segments(job, plan)
+    segments = part.segments
+    start, stop = segments[0].start, segments[-1].stop
+    outside = tuple((r.start, r.stop) for r in results if not start <= r.start < stop)
+    stem = urls.name(output.url).rpartition(".")[0]
+    complete = part.source is not None
+    recovery = Recovery(
+        version=RECOVERY,
+        key=job.key,
+        source=plan.source,
+        output=output,
+        whole=len(segments) == len(plan.segments),
+        start=start,
+        stop=stop,
+        frames=stop - start,
+        source_frames=plan.info.frames,
+        segments=tuple(segment.index for segment in segments),
+        gaps=_joined((s.start, s.stop) for s in missing_segments(plan, results)),
+        left_out=_joined(outside),
+        video_only=not complete,
+        notes=plan.notes + notes,
+        report=urls.join(urls.parent(output.url), f"{stem}.{'report' if complete else 'recovery'}.json"),
+    )
+    if complete:
+        seconds = sum(result.seconds for result in results)
+        notes = (*recovery.notes, "merged by 'flashvsr jobs recover'; seconds are those of the segments")
+        make_report.fn(job, plan, output, results, frozenset(), seconds, notes)
+    else:
+        urls.write_json(recovery.report, recovery.to_json())
+    return recovery
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Ranges in order, those that touch made one."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return tuple(joined)

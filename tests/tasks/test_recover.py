@@ -1,0 +1,110 @@
+"""Recovery: whole, in part, without the source; nothing is published that is not verified."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from flashvsr_core.errors import AlreadyRunning, UserError
+from tasks.media.probe import kinds, probe
+from tasks.recover import recover
+from tasks.storage import urls
+from tasks.storage.jobs import Job
+from tasks.storage.lease import hold
+from tests.flows.clips import digests
+from tests.tasks.conftest import Made
+
+JobIn = Callable[..., Job]
+
+
+def segment_digests(made: Made, *indices: int) -> list[str]:
+    return [d for index in indices for d in digests(Path(made.job.segment_url(index)))]
+
+
+def test_whole_with_sound_from_every_store(store: str, job_in: JobIn, made: Made, tmp_path: Path) -> None:
+    job, output = job_in(store), tmp_path / "out.mp4"
+    found = recover(job, str(output), made.cache_dir, verify="full")
+    assert (found.whole, found.video_only, found.frames, found.gaps) == (True, False, 40, ())
+    assert digests(output) == segment_digests(made, 0, 1, 2)
+    assert len(kinds(probe(output).streams, "audio")) == 1
+    report = urls.read_json(str(tmp_path / "out.report.json"))
+    assert (report["status"], report["segments_computed"], report["segments_reused"]) == ("done", 0, 3)
+    assert not urls.exists(job.lease_url)
+    assert list((made.cache_dir / "work").iterdir()) == []
+
+
+def test_an_incomplete_job_is_refused_without_partial(store: str, job_in: JobIn, made: Made, tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    with pytest.raises(UserError, match=r"lacks segments 0, 2 of 3.*--partial") as caught:
+        recover(job_in(store, (0, 2)), str(output), made.cache_dir)
+    assert caught.value.exit_code == 2
+    assert list(tmp_path.glob("out*")) == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "kept", "gaps", "left_out"),
+    [((0,), (1, 2), ((0, 16),), ()), ((1,), (0,), ((16, 32),), ((32, 40),)), ((1, 2), (0,), ((16, 40),), ())],
+)
+def test_the_longest_range(
+    job_in: JobIn,
+    made: Made,
+    tmp_path: Path,
+    missing: tuple[int, ...],
+    kept: tuple[int, ...],
+    gaps: tuple[tuple[int, int], ...],
+    left_out: tuple[tuple[int, int], ...],
+) -> None:
+    job, output = job_in(str(tmp_path / "store"), missing), tmp_path / "part.mkv"
+    found = recover(job, str(output), made.cache_dir, partial=True)
+    assert (found.segments, found.gaps, found.left_out, found.whole) == (kept, gaps, left_out, False)
+    assert digests(output) == segment_digests(made, *kept)
+    assert kinds(probe(output).streams, "audio") == ()
+    assert found.video_only
+    assert "VIDEO ONLY" in found.notes[0]
+    assert "part" in found.notes[0]
+    assert urls.read_json(str(tmp_path / "part.recovery.json"))["gaps"] == [list(gap) for gap in gaps]
+    assert not urls.exists(job.report_url), "the job is not finished"
+
+
+@pytest.mark.parametrize("fate", ["gone", "changed"])
+def test_without_its_source(job_in: JobIn, made: Made, tmp_path: Path, fate: str) -> None:
+    job, output = job_in(str(tmp_path / "store")), tmp_path / "out.mp4"
+    source = tmp_path / "other.mp4"
+    if fate == "changed":
+        source.write_bytes(b"something else")
+    urls.write_json(job.plan_url, made.plan.to_json() | {"source": str(source)})
+    found = recover(job, str(output), made.cache_dir)
+    assert (found.whole, found.video_only) == (True, True)
+    assert str(source) in found.notes[0]
+    assert digests(output) == segment_digests(made, 0, 1, 2)
+    assert not urls.exists(job.report_url)
+
+
+def test_a_damaged_segment_counts_as_missing(job_in: JobIn, made: Made, tmp_path: Path) -> None:
+    job, output = job_in(str(tmp_path / "store")), tmp_path / "out.mp4"
+    segment = Path(job.segment_url(0))
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    segment.write_bytes(content)
+    with pytest.raises(UserError, match="lacks segments 0 of 3"):
+        recover(job, str(output), made.cache_dir)
+    assert recover(job, str(output), made.cache_dir, partial=True).segments == (1, 2)
+
+
+def test_what_is_refused(job_in: JobIn, made: Made, tmp_path: Path) -> None:
+    job, output = job_in(str(tmp_path / "store")), tmp_path / "out.mp4"
+    output.write_bytes(b"mine")
+    with pytest.raises(UserError, match="--force"):
+        recover(job, str(output), made.cache_dir)
+    with pytest.raises(UserError, match="source itself"):
+        recover(job, str(made.source), made.cache_dir, force=True)
+    with pytest.raises(UserError, match=r"\.mp4"):
+        recover(job, str(tmp_path / "out.avi"), made.cache_dir)
+    with hold(job.lease_url, owner="somebody"), pytest.raises(AlreadyRunning):
+        recover(job, str(output), made.cache_dir, force=True)
+    assert output.read_bytes() == b"mine"
+    with pytest.raises(UserError, match="no finished segment"):
+        recover(job_in(str(tmp_path / "empty"), (0, 1, 2)), str(tmp_path / "x.mp4"), made.cache_dir, partial=True)
+    found = recover(job, str(output), made.cache_dir, force=True)
+    assert asdict(found)["output"]["bytes"] == output.stat().st_size
