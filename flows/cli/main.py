@@ -26,6 +26,8 @@ app = App(
 app.command("flows.cli.run:run", help="Upscale a video.")
 app.command("flows.cli.plan:plan", help="Show what would be done.")
 app.command("flows.cli.models:app", name="models", help="Published weights: list, fetch, verify, convert.")
+app.command("flows.cli.deploy:deploy", help="Set up deployments on a Prefect server.")
+app.command("flows.cli.deploy:serve", help="Offer the deployments from this machine, without a work pool.")
 app.command("flows.cli.doctor:doctor", help="Check this machine.")
 
 
