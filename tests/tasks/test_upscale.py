@@ -1,0 +1,43 @@
+"""The segment task's own decisions: what is tried again, and under which key Prefect caches a result."""
+
+from types import SimpleNamespace
+
+import pytest
+from prefect.states import Failed
+
+from flashvsr_core.errors import AlreadyRunning, BadInput, FlashvsrError, TransientError, UserError
+from flashvsr_core.segments import SegmentPlan
+from tasks.storage.jobs import Job
+from tasks.upscale import SegmentKey, is_transient, upscale_segment
+
+
+@pytest.mark.parametrize("error", [TransientError("x"), AlreadyRunning("x"), ConnectionError("x"), TimeoutError("x")])
+def test_passing_faults_are_tried_again(error: Exception) -> None:
+    assert is_transient(None, None, Failed(data=error))
+
+
+@pytest.mark.parametrize(
+    "error", [BadInput("x"), UserError("x"), FlashvsrError("x"), MemoryError(), AssertionError(), ValueError("x")]
+)
+def test_bad_input_and_our_own_mistakes_are_not(error: Exception) -> None:
+    assert not is_transient(None, None, Failed(data=error))
+
+
+def test_the_task_is_tagged_and_its_retries_are_conditional() -> None:
+    assert "gpu" in upscale_segment.tags
+    assert upscale_segment.retries == 2
+    assert upscale_segment.retry_condition_fn is is_transient
+
+
+def test_the_cache_key_is_that_of_the_job_and_the_frames() -> None:
+    context = SimpleNamespace(task=SimpleNamespace(name="upscale-segment"))
+
+    def key(job_key: str, segment: SegmentPlan) -> str | None:
+        job = Job.at("memory://store", "clip.mp4", job_key, "mp4")
+        return SegmentKey().compute_key(context, {"job": job, "segment": segment}, {})  # type: ignore[arg-type]
+
+    base = key("a" * 16, SegmentPlan(0, 0, 16))
+    assert base == key("a" * 16, SegmentPlan(0, 0, 16))
+    assert base != key("b" * 16, SegmentPlan(0, 0, 16))
+    assert base != key("a" * 16, SegmentPlan(0, 0, 24))
+    assert "/" not in str(base)
