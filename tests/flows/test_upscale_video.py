@@ -123,7 +123,7 @@ def test_only_a_damaged_segment_is_redone(
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"color_fix": "none"}, {"scale": 3}, {"preroll": 16}, {"kv_ratio": 2.0}, {"scenes": (20,)}],
+    [{"seed": 1}, {"color_fix": "wavelet"}, {"scale": 3}, {"preroll": 16}, {"kv_ratio": 2.0}, {"scenes": (20,)}],
     ids=str,
 )
 def test_other_pixels_are_another_job(run: Runner, clip: Path, tmp_path: Path, change: dict[str, object]) -> None:
