@@ -1,6 +1,5 @@
 """The main flow: plan, segments, merge, verify, publish, report. Running it again does only what is missing."""
 
-import hashlib
 import logging
 import shutil
 import tempfile
@@ -132,7 +131,7 @@ def _produce(
     _sweep(work, job)
     work.mkdir(parents=True, exist_ok=True)
     computed: frozenset[int] = frozenset()
-    with tempfile.TemporaryDirectory(prefix=_work_prefix(job), dir=work) as name:
+    with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name:
         for attempt in range(ROUNDS):
             computed |= _compute_missing(job, plan, compute, cache_dir, lease)
             try:
@@ -176,12 +175,7 @@ def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir:
     return missing
 
 
-def _work_prefix(job: Job) -> str:
-    # Of its place, not of its key alone: the same work for another store is under another lease.
-    return f"{job.key}-{hashlib.sha256(job.url.encode(errors='surrogateescape')).hexdigest()[:8]}-"
-
-
 def _sweep(work: Path, job: Job) -> None:
     """Remove what killed runs of this job left behind; this run holds the job's lease."""
-    for leftover in work.glob(f"{_work_prefix(job)}*"):
+    for leftover in work.glob(f"{job.work_prefix}*"):
         shutil.rmtree(leftover, ignore_errors=True)
