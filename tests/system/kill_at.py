@@ -4,6 +4,7 @@ Each stage wraps one function of the real pipeline; nothing is replaced.
 """
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -34,12 +35,13 @@ def at_call(number: int, stage: str) -> Guard:
     return guard
 
 
-def at_target(ending: str, stage: str) -> Guard:
-    """Kills at the call that has an argument ending so."""
+def at_target(pattern: str, stage: str, number: int = 1) -> Guard:
+    """Kills at the `number`-th call that has an argument whose end matches."""
+    count = at_call(number, stage)
 
     def guard(*args: Any) -> None:
-        if any(str(arg).endswith(ending) for arg in args):
-            kill(stage)
+        if any(re.search(f"{pattern}$", str(arg)) for arg in args):
+            count()
 
     return guard
 
@@ -90,18 +92,18 @@ def arrange(stage: str) -> None:
         "model": lambda: before(upscaler, "step", at_call(4, stage)),
         "encoding": lambda: before(encode, "_frame", at_call(20, stage)),
         # The segment's data are written, but under a temporary name.
-        "storing": lambda: before(local, "settle", at_target("segments/00001.mp4", stage)),
+        "storing": lambda: before(local, "settle", at_target(r"segments/\d+\.mp4", stage, number=2)),
         # The data have their name, the record is not written.
-        "recording": lambda: before(urls, "write_json", at_target("segments/00001.json", stage)),
+        "recording": lambda: before(urls, "write_json", at_target(r"segments/\d+\.json", stage, number=2)),
         "recorded": lambda: behind(jobs.Job, "record_segment", at_call(2, stage)),
         "merging": lambda: before(assemble, "merge", at_call(1, stage)),
         "merged": lambda: behind(assemble, "merge", at_call(1, stage)),
         "verifying": lambda: before(verify.check, "decode_ranges", at_call(1, stage)),
         "announcing": lambda: before(upscale_video, "announce_output", at_call(1, stage)),
         # The output is written, but under a temporary name.
-        "publishing": lambda: before(local, "settle", at_target("out.mp4", stage)),
+        "publishing": lambda: before(local, "settle", at_target(r"/out\.mp4", stage)),
         "published": lambda: before(upscale_video, "make_report", at_call(1, stage)),
-        "reporting": lambda: before(urls, "write_json", at_target("out.report.json", stage)),
+        "reporting": lambda: before(urls, "write_json", at_target(r"/out\.report\.json", stage)),
         "cleaning": lambda: before(jobs.Job, "remove_segments", at_call(1, stage)),
     }
     stages[stage]()

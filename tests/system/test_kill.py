@@ -19,15 +19,14 @@ pytestmark = pytest.mark.system
 ROOT = Path(__file__).parents[2]
 MARK = "FLASHVSR_TEST_MARK"  # in the environment of everything a test starts, so that leftovers can be told
 OPTIONS = ("--segment-frames=16", "--scale=2", "--preset=ultrafast", "--preroll=8", "--devices=cpu", "--model=nano")
-# Stage -> segments that a second run reuses at least, of 3. While segments are made it is those that were finished, as
-# the log tells: which of the first two comes first is up to the threads.
+# Stage -> segments that a second run reuses at least, of 3.
 STAGES = {
     "decoding": 0,
     "model": 0,
-    "encoding": 0,
-    "storing": 0,
-    "recording": 0,
-    "recorded": 1,
+    "encoding": 1,
+    "storing": 1,
+    "recording": 1,
+    "recorded": 2,
     "merging": 3,
     "merged": 3,
     "verifying": 3,
