@@ -12,6 +12,7 @@ from prefect import flow
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import TransientError, UserError
+from flows import settings
 from flows.results import result_storage
 from flows.runners import task_runner
 from flows.upscale_segments import SegmentsFailed, upscale_segments
@@ -19,7 +20,7 @@ from tasks.assemble import assemble
 from tasks.events import JobPlanned, SegmentReused, StageEntered, tell
 from tasks.media.encode import EncodeParams
 from tasks.plan import JobPlan, Request, parse_plan, plan_job, settle_plan
-from tasks.report import OutputFile, RunReport, announce_output, make_report, own_output, read_report
+from tasks.report import OutputFile, RunReport, announce_output, make_report, own_output, read_report, report_beside
 from tasks.storage import urls
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
 from tasks.storage.lease import Lease, hold
@@ -62,6 +63,7 @@ def upscale_video(
         verify: joins decodes around every join, full decodes everything.
     """
     begun = time.monotonic()
+    compute = _checked(Request(source, output, params, store=store), compute)
     cache_dir = Path(compute.work_dir) if compute.work_dir else platformdirs.user_cache_path("flashvsr")
     request = Request(source, output, params, encode, compute, store, segment_frames, allow_truncated)
     tell(StageEntered("plan"))
@@ -84,6 +86,16 @@ def upscale_video(
         if not keep_segments:
             job.remove_segments()
     return report
+
+
+def _checked(request: Request, compute: ComputeParams) -> ComputeParams:
+    """`compute` with this machine's folders; refuses every place outside of its roots before anything is looked at."""
+    roots = settings.roots()
+    roots.check("source", request.source)
+    for place in (request.output_url, report_beside(request.output_url)):
+        roots.check("output", place)
+    roots.check("store", request.store_url)
+    return settings.checked_compute(compute, roots)
 
 
 def _forget(job: Job) -> None:
@@ -119,7 +131,7 @@ def _produce(
     _sweep(work, job)
     work.mkdir(parents=True, exist_ok=True)
     computed: frozenset[int] = frozenset()
-    with tempfile.TemporaryDirectory(prefix=f"{job.key}-", dir=work) as name:
+    with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name:
         for attempt in range(ROUNDS):
             computed |= _compute_missing(job, plan, compute, cache_dir, lease)
             try:
@@ -165,5 +177,5 @@ def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir:
 
 def _sweep(work: Path, job: Job) -> None:
     """Remove what killed runs of this job left behind; this run holds the job's lease."""
-    for leftover in work.glob(f"{job.key}-*"):
+    for leftover in work.glob(f"{job.work_prefix}*"):
         shutil.rmtree(leftover, ignore_errors=True)

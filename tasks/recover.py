@@ -83,7 +83,7 @@ def recover(
     work.mkdir(parents=True, exist_ok=True)
     with (
         hold(job.lease_url, owner=f"recover {plan.source}") as lease,
-        tempfile.TemporaryDirectory(prefix=f"{job.key}-", dir=work) as name,
+        tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name,
     ):
         chosen, files = _fetch(job, plan, partial, Path(name))
         whole = len(chosen) == len(plan.segments)

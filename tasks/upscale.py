@@ -65,7 +65,7 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
     source = _source(plan, cache_dir)
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{job.key}-", dir=work) as folder:
+    with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as folder:
         result = _make(job, plan, segment, compute, source, Path(folder))
     remember_speed(plan, compute, result.frames, result.seconds, cache_dir)
     return result

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import FlashvsrError
+from flows import settings
 from flows.cli import options
 
 State = Literal["ok", "note", "missing"]
@@ -115,7 +116,7 @@ def _prefect() -> Finding:
 def _weights() -> Finding:
     from tasks import weights
 
-    folder = options.with_environment(ComputeParams()).models_dir
+    folder = settings.with_environment(ComputeParams()).models_dir
     try:
         found = weights.locate(weights.PREFERRED, "tiny", Path(folder) if folder else None)
     except FlashvsrError:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import UserError
+from flows import settings
 from flows.cli import options
 from flows.cli.quantities import age_text, bytes_text, parse_age, parse_bytes
 from flows.cli.run import pipeline, tell_report
@@ -78,7 +79,7 @@ def resume(
     with pipeline(console, verbose) as upscale_video:
         from tasks import catalogue  # imports Prefect, which must find the server
 
-        compute = options.with_environment(compute)
+        compute = settings.with_environment(compute)
         request = catalogue.request_again(catalogue.job_at(job), output, compute, options.cache_dir(compute))
         console.print(f"resuming {request.source} into {request.output_url}", soft_wrap=True, markup=False)
         report = upscale_video(
@@ -115,7 +116,7 @@ def recover(
     from tasks import catalogue
     from tasks.recover import recover as merge_finished
 
-    cache_dir = options.cache_dir(options.with_environment(ComputeParams(work_dir=work_dir)))
+    cache_dir = options.cache_dir(settings.with_environment(ComputeParams(work_dir=work_dir)))
     found = merge_finished(catalogue.job_at(job), output, cache_dir, partial, force, verify)
     if as_json:
         print(json.dumps(found.to_json()))

@@ -27,6 +27,8 @@ app.command("flows.cli.run:run", help="Upscale a video.")
 app.command("flows.cli.plan:plan", help="Show what would be done.")
 app.command("flows.cli.models:app", name="models", help="Published weights: list, fetch, verify, convert.")
 app.command("flows.cli.jobs:app", name="jobs", help="What a store holds: list, find, show, resume, recover, clean.")
+app.command("flows.cli.deploy:deploy", help="Set up deployments on a Prefect server.")
+app.command("flows.cli.deploy:serve", help="Offer the deployments from this machine, without a work pool.")
 app.command("flows.cli.doctor:doctor", help="Check this machine.")
 
 

@@ -1,7 +1,5 @@
 """Options that commands share: mostly the fields of the parameter dataclasses, so that there is no second list."""
 
-import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +7,7 @@ import platformdirs
 from cyclopts import Parameter
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
+from flows.settings import MODELS
 from tasks.media.encode import EncodeParams
 
 Source = Annotated[str, Parameter(help="Video to upscale: a path or fsspec URL.")]
@@ -24,17 +23,8 @@ AllowTruncated = Annotated[bool, Parameter(help="Upscale what can be read of a t
 AsJson = Annotated[bool, Parameter(name="--json", help="Print the result as JSON on the last line.")]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], help="Log every event.")]
 ModelsDir = Annotated[
-    Path | None, Parameter(name="--dir", env_var="FLASHVSR_MODELS", help="Folder with weights; default: user cache.")
+    Path | None, Parameter(name="--dir", env_var=MODELS, help="Folder with weights; default: user cache.")
 ]
-
-
-def with_environment(compute: ComputeParams) -> ComputeParams:
-    """`compute` with folders that were not named taken from FLASHVSR_MODELS and FLASHVSR_WORK, where these are set."""
-    return replace(
-        compute,
-        models_dir=compute.models_dir or os.environ.get("FLASHVSR_MODELS"),
-        work_dir=compute.work_dir or os.environ.get("FLASHVSR_WORK"),
-    )
 
 
 def cache_dir(compute: ComputeParams) -> Path:

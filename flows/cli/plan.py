@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
+from flows import settings
 from flows.cli import options
 from tasks.media.encode import EncodeParams
 
@@ -31,7 +32,7 @@ def plan(
     """Show geometry, segments, what is finished and a time estimate. Writes nothing beside SOURCE or OUTPUT."""
     from tasks.plan import Request
 
-    compute = options.with_environment(compute)
+    compute = settings.with_environment(compute)
     found = describe(Request(source, output, params, encode, compute, store, segment_frames, allow_truncated))
     if as_json:
         print(json.dumps(found))

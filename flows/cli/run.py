@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
+from flows import settings
 from flows.cli import options
 from flows.cli.interrupt import heeding_interrupts
 from flows.cli.server import prefect_api
@@ -53,7 +54,7 @@ def run(
             output,
             params=params,
             encode=encode,
-            compute=options.with_environment(compute),
+            compute=settings.with_environment(compute),
             store=store,
             segment_frames=segment_frames,
             force=force,

@@ -99,6 +99,16 @@ class Job:
         return cls(match["key"], match["slug"], url, extension)
 
     @property
+    def work_prefix(self) -> str:
+        """How folders with this job's work files are named on any machine.
+
+        Of its place, not of its key alone: the same work for another store is under another lease, and only the
+        holder of the lease may sweep.
+        """
+        place = hashlib.sha256(self.url.encode(errors="surrogateescape")).hexdigest()[:8]
+        return f"{self.key}-{place}-"
+
+    @property
     def plan_url(self) -> str:
         return urls.join(self.url, "plan.json")
 

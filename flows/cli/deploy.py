@@ -1,0 +1,59 @@
+"""`flashvsr deploy` and `flashvsr serve`: the flows on a running Prefect server."""
+
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from flashvsr_core.errors import UserError
+
+if TYPE_CHECKING:
+    from flows.deploy import Inbox
+
+InboxUrl = Annotated[
+    str | None, Parameter(env_var="FLASHVSR_INBOX", help="Folder or prefix that the sweep looks after.")
+]
+OutboxUrl = Annotated[
+    str | None, Parameter(env_var="FLASHVSR_OUTBOX", help="Where outputs of the inbox go, under the same names.")
+]
+Cron = Annotated[str | None, Parameter(help="When to sweep, in UTC; default every 5 minutes.")]
+
+
+def deploy(
+    *,
+    inbox: InboxUrl = None,
+    outbox: OutboxUrl = None,
+    cron: Cron = None,
+    pool: Annotated[str | None, Parameter(help="Work pool; default flashvsr. Made if it is not there.")] = None,
+) -> None:
+    """Set up work pool and deployments on the server of PREFECT_API_URL. Giving it again brings them up to date."""
+    named = _inbox(inbox, outbox, cron)
+    from flows import deploy as deployment  # Prefect is slow to import
+
+    for name in deployment.deploy(named, pool):
+        print(name)
+
+
+def serve(
+    *,
+    inbox: InboxUrl = None,
+    outbox: OutboxUrl = None,
+    cron: Cron = None,
+    limit: Annotated[int, Parameter(help="Runs at once.")] = 1,
+) -> None:
+    """Offer the same deployments from this process, without pool and worker, until interrupted."""
+    if limit < 1:
+        raise UserError(f"limit {limit} must be at least 1")
+    named = _inbox(inbox, outbox, cron)
+    from flows import deploy as deployment
+
+    deployment.serve(named, limit)
+
+
+def _inbox(inbox: str | None, outbox: str | None, cron: str | None) -> "Inbox | None":
+    if inbox is None and outbox is None and cron is None:
+        return None
+    if inbox is None or outbox is None:
+        raise UserError("--inbox and --outbox go together (and --cron with them); give both")
+    from flows.deploy import Inbox
+
+    return Inbox(inbox, outbox, cron)

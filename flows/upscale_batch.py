@@ -1,0 +1,224 @@
+"""The flow for many files: one after another in one process, so that the model is loaded once."""
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from flashvsr_core.config import ComputeParams, UpscaleParams
+from flashvsr_core.errors import AlreadyRunning, BadInput, FlashvsrError, UserError
+from flows import settings
+from flows.upscale_video import upscale_video
+from tasks.folder import Folder, Skipped, made_from
+from tasks.media.encode import EncodeParams
+from tasks.report import RunReport
+from tasks.storage import urls
+from tasks.storage.jobs import slug
+from tasks.storage.ledger import Ledger
+from tasks.storage.listing import STORE, Entry
+from tasks.verify import Depth
+
+log = logging.getLogger(__name__)
+
+Status = Literal["done", "already done", "busy", "failed"]
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one file; `busy`: another run is at work on it."""
+
+    source: str
+    status: Status
+    output: str = ""
+    frames: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What became of every file of a batch."""
+
+    folder: str
+    output_root: str
+    files: tuple[FileResult, ...]
+    skipped: tuple[Skipped, ...]
+    seconds: float
+
+    @property
+    def failed(self) -> tuple[FileResult, ...]:
+        return tuple(file for file in self.files if file.status == "failed")
+
+    def __str__(self) -> str:
+        count = {name: sum(file.status == name for file in self.files) for name in Status.__args__}  # type: ignore[attr-defined]
+        parts = [f"{number} {name}" for name, number in count.items() if number]
+        parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
+        return f"{self.folder}: {', '.join(parts) or 'nothing to do'} in {self.seconds:.0f} s"
+
+
+class BatchFailed(FlashvsrError):
+    """Some files failed; the others are finished. `exit_code` is that of the gravest cause."""
+
+    def __init__(self, report: BatchReport) -> None:
+        self.report = report
+        lines = [f"{file.source}: {file.error}" for file in report.failed]
+        super().__init__(f"{len(lines)} of {len(report.files)} files failed:\n" + "\n".join(lines))
+        self.exit_code = max(file.exit_code for file in report.failed)
+
+
+@flow(name="upscale-batch", flow_run_name="batch-{folder}", log_prints=False, persist_result=False)
+def upscale_batch(
+    folder: str,
+    output_root: str | None = None,
+    files: list[str] | None = None,
+    glob: str | None = None,
+    params: UpscaleParams = UpscaleParams(),
+    encode: EncodeParams = EncodeParams(),
+    compute: ComputeParams = ComputeParams(),
+    store: str | None = None,
+    segment_frames: int = 512,
+    force: bool = False,
+    allow_truncated: bool = False,
+    verify: Depth = "joins",
+    ledger: str | None = None,
+) -> BatchReport:
+    """Upscale the videos of a folder or prefix. One that fails costs no other; the run fails at its end, naming each.
+
+    Args:
+        folder: Folder or prefix of the sources, looked through at any depth.
+        output_root: Outputs go here, under the sources' relative paths; default beside the sources.
+        files: Only these: names relative to the folder, or URLs below it.
+        glob: Only names like this (*.mov, takes/*); default every name that ends as videos do.
+        params: Everything that changes pixels.
+        encode: How the results are encoded.
+        compute: Devices and folders; changes no pixels.
+        store: Where finished segments are kept; default .flashvsr/ in the output root.
+        segment_frames: Frames of one segment, a multiple of 8.
+        force: Replace outputs that were not made by us; those we made from the same source always may be.
+        allow_truncated: Upscale what can be read of truncated sources.
+        verify: joins decodes around every join, full decodes everything.
+        ledger: Folder where attempts and finished files are recorded; the inbox sweep sets it.
+    """
+    begun = time.monotonic()
+    place = checked_folder(folder, output_root, params, encode)
+    store = urls.normalise(store) if store else urls.join(place.root, STORE)
+    settings.roots().check("store", store)
+    book = None
+    if ledger is not None:
+        settings.roots().check("ledger", ledger)
+        book = Ledger(urls.normalise(ledger))
+    options: dict[str, Any] = {
+        "params": params,
+        "encode": encode,
+        "compute": compute,
+        "store": store,
+        "segment_frames": segment_frames,
+        "allow_truncated": allow_truncated,
+        "verify": verify,
+    }
+    sources: list[Entry] | list[Entry | str]
+    sources, skipped = place.choose(glob) if files is None else place.pick(files)
+    if not sources:
+        log.warning("%s: nothing to upscale", place.url)
+    taken: dict[str, str] = {}
+    results = tuple(_one(place, source, taken, force, options, book) for source in sources)
+    report = BatchReport(place.url, place.root, results, tuple(skipped), time.monotonic() - begun)
+    log.info("%s", report)
+    create_table_artifact(table_of(report), key=artifact_key("batch", place.url), description=str(report))
+    if report.failed:
+        raise BatchFailed(report)
+    return report
+
+
+def checked_folder(folder: str, output_root: str | None, params: UpscaleParams, encode: EncodeParams) -> Folder:
+    """The folder of a batch; refuses places outside of this machine's roots before anything is looked at."""
+    roots = settings.roots()
+    roots.check("folder", folder)
+    if output_root is not None:
+        roots.check("output_root", output_root)
+        output_root = urls.normalise(output_root)
+    return Folder(urls.normalise(folder), output_root, params.scale, encode.container)
+
+
+def table_of(report: BatchReport) -> list[dict[str, Any]]:
+    """The rows of a batch's artifact: every file, failures first."""
+    rows = sorted(report.files, key=lambda file: file.status != "failed")
+    table: list[dict[str, Any]] = [
+        {
+            "source": file.source,
+            "status": file.status,
+            "output": file.output,
+            "frames": file.frames,
+            "seconds": round(file.seconds, 1),
+            "error": file.error,
+        }
+        for file in rows
+    ]
+    none = {"output": "", "frames": 0, "seconds": 0.0}
+    return table + [{"source": s.source, "status": "skipped", **none, "error": s.reason} for s in report.skipped]
+
+
+def artifact_key(kind: str, url: str) -> str:
+    """One history of artifacts per folder."""
+    return f"{kind}-{slug(urls.name(url))}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+
+
+def _one(
+    place: Folder,
+    source: Entry | str,
+    taken: dict[str, str],
+    force: bool,
+    options: dict[str, Any],
+    book: Ledger | None,
+) -> FileResult:
+    """One file, with its attempt in the ledger. Whatever is wrong with it is in the result."""
+    begun = time.monotonic()
+    name = source if isinstance(source, str) else source.name
+    shown = f"{place.url}/{name}".encode(errors="backslashreplace").decode()
+    try:
+        name.encode()
+        output = place.output_of(name)
+        if isinstance(source, str):
+            raise BadInput(f"{shown} does not exist; check the name")
+        if output in taken:
+            raise UserError(f"its output {output} is that of {taken[output]} too; rename one of them")
+        taken[output] = shown
+        if book is not None:
+            book.begin(source)
+        # What is found here is only replaced if it is ours: a source or parameters that changed give another job.
+        own = made_from(output, source.url)
+        state = upscale_video(source.url, output, force=force or own, return_state=True, **options)
+        made = state.result(raise_on_failure=False)
+        if not isinstance(made, RunReport):
+            raise made if isinstance(made, Exception) else FlashvsrError(f"it ended as {state.name}: {state.message}")
+        if book is not None:
+            book.done(source, output)
+        status: Status = "already done" if made.status == "already done" else "done"
+        return FileResult(shown, status, output, made.frames, time.monotonic() - begun)
+    except UnicodeEncodeError:
+        error: Exception = UserError("its name is not UTF-8; rename it")
+    except AlreadyRunning as busy:
+        if book is not None and isinstance(source, Entry):
+            book.forgive(source)
+        return FileResult(shown, "busy", output, seconds=time.monotonic() - begun, error=str(busy))
+    except Exception as found:  # noqa: BLE001 - whatever one file does, the others are still to be made
+        error = found
+    log.error("%s: %s", shown, error)
+    if book is not None and isinstance(source, Entry):
+        _note(book, source, error)
+    code = getattr(error, "exit_code", 1)
+    text = str(error) or type(error).__name__
+    return FileResult(shown, "failed", seconds=time.monotonic() - begun, error=text, exit_code=code)
+
+
+def _note(book: Ledger, source: Entry, error: Exception) -> None:
+    try:
+        book.failed(source, str(error) or type(error).__name__)
+    except FlashvsrError as fault:
+        # The attempt was counted when it began; only its reason is missing.
+        log.warning("%s: not recorded: %s", source.url, fault)

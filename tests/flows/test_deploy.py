@@ -1,0 +1,32 @@
+"""What the UI's forms are made of: every parameter of every deployment is described."""
+
+from typing import Any
+
+import pytest
+
+from flows import deploy
+from flows.cli.main import app
+
+
+@pytest.mark.parametrize("declared", deploy._declared(), ids=lambda one: one["name"])
+def test_every_parameter_is_described(declared: dict[str, Any]) -> None:
+    deployment = deploy._flow(declared["entrypoint"]).to_deployment(declared["name"])
+    schema = deployment._parameter_openapi_schema.model_dump()
+    for name, form in schema["properties"].items():
+        assert form.get("description"), name
+    for name in ("UpscaleParams", "EncodeParams", "ComputeParams"):
+        definition = schema["definitions"][name]
+        assert definition["additionalProperties"] is False
+        assert all(form.get("description") for form in definition["properties"].values()), name
+    assert "pull" not in declared
+
+
+def test_deployments_take_no_raw_encoder_arguments() -> None:
+    for declared in deploy._declared():
+        schema = deploy._flow(declared["entrypoint"]).to_deployment("x")._parameter_openapi_schema.model_dump()
+        encoder = schema["definitions"]["EncodeParams"]["properties"]
+        assert set(encoder) == {"codec", "crf", "preset", "pix_fmt", "container", "threads"}
+
+
+def test_the_commands_are_there() -> None:
+    assert {"deploy", "serve"} <= set(app)

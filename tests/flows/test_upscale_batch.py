@@ -1,0 +1,151 @@
+"""A folder of clips in one run: outputs, failures, loop protection; and the roots that parameters are held to."""
+
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from flashvsr_core.config import ComputeParams, UpscaleParams
+from flashvsr_core.errors import UserError
+from flashvsr_core.upscaler import Upscaler
+from flows import settings
+from flows.upscale_batch import BatchFailed, BatchReport, artifact_key, upscale_batch
+from flows.upscale_video import upscale_video
+from tasks.media.encode import EncodeParams
+from tasks.media.probe import probe
+from tasks.storage.roots import OutsideRoots, Roots
+from tests.flows.clips import make_clip
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+FAST = EncodeParams(preset="ultrafast", threads=2)
+PARAMS = UpscaleParams(scale=2, model="nano", preroll=8)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", 8, sound=False).read_bytes()
+
+
+@pytest.fixture
+def options(cache_dir: Path) -> dict[str, object]:
+    return {"params": PARAMS, "encode": FAST, "compute": ComputeParams(devices="cpu", work_dir=str(cache_dir))}
+
+
+def fill(folder: Path, content: bytes, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def statuses(report: BatchReport) -> dict[str, str]:
+    return {Path(file.source).name: file.status for file in report.files}
+
+
+def test_failures_cost_no_other_file_and_are_all_named(
+    clip: bytes, tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    monkeypatch.setattr("tasks.gpu._loaded", {})
+    load = Upscaler.load
+    monkeypatch.setattr("tasks.gpu.Upscaler.load", lambda *given: loads.append(given) or load(*given))
+    source, out = fill(tmp_path / "in", clip, "a.mp4", "deep/er/b.mov", "c.mp4", "c.mov"), tmp_path / "in" / "out"
+    fill(source, b"no video", "broken.mp4", "notes.txt", ".hidden.mp4", ".flashvsr/x/segments/00000.mp4")
+    with pytest.raises(BatchFailed) as failure:
+        upscale_batch(str(source), str(out), **options)  # type: ignore[arg-type]
+    report = failure.value.report
+    assert statuses(report) == {
+        "a.mp4": "done", "b.mov": "done", "broken.mp4": "failed", "c.mov": "done", "c.mp4": "failed",
+    }  # fmt: skip
+    assert "broken.mp4" in str(failure.value)
+    assert "c.mp4: its output" in str(failure.value)
+    assert failure.value.exit_code == 2
+    assert len(loads) == 1  # the model stays loaded
+    for name in ("a_2x.mp4", "deep/er/b_2x.mp4", "c_2x.mp4"):
+        assert probe(out / name).frames == 8
+    with get_client(sync_client=True) as client:
+        artifacts = client.read_artifacts()
+    (found,) = [a for a in artifacts if a.key == artifact_key("batch", str(source))]
+    assert "broken.mp4" in str(found.data)
+    (source / "broken.mp4").unlink()
+    (source / "c.mp4").unlink()
+    again = upscale_batch(str(source), str(out), **options)  # type: ignore[arg-type]
+    assert set(statuses(again).values()) == {"already done"}
+
+
+def test_outputs_beside_sources_are_not_picked_up(clip: bytes, tmp_path: Path, options: dict[str, object]) -> None:
+    folder = fill(tmp_path / "in", clip, "a.mp4")
+    upscale_batch(str(folder), **options)  # type: ignore[arg-type]
+    (folder / "a.mp4").unlink()
+    fill(folder, clip, "new.mp4")
+    report = upscale_batch(str(folder), str(folder), **options)  # type: ignore[arg-type]
+    assert statuses(report) == {"new.mp4": "done"}
+    assert [Path(skipped.source).name for skipped in report.skipped] == ["a_2x.mp4"]
+    assert sorted(path.name for path in folder.glob("*.mp4")) == ["a_2x.mp4", "new.mp4", "new_2x.mp4"]
+
+
+def test_named_files_globs_and_replaced_sources(clip: bytes, tmp_path: Path, options: dict[str, object]) -> None:
+    folder, out = fill(tmp_path / "in", clip, "a.mp4", "b.mp4", "sub/c.mp4"), tmp_path / "out"
+    with pytest.raises(BatchFailed, match=r"missing\.mp4 does not exist"):
+        upscale_batch(str(folder), str(out), files=["a.mp4", str(folder / "a.mp4"), "missing.mp4"], **options)  # type: ignore[arg-type]
+    assert sorted(path.name for path in out.rglob("*.mp4")) == ["a_2x.mp4"]
+    (folder / "a.mp4").write_bytes(make_clip(tmp_path / "other.mp4", 9, sound=False).read_bytes())
+    report = upscale_batch(str(folder), str(out), glob="a*", **options)  # type: ignore[arg-type]
+    assert statuses(report) == {"a.mp4": "done"}
+    assert probe(out / "a_2x.mp4").frames == 9
+    (out / "sub").mkdir()
+    (out / "sub" / "c_2x.mp4").write_bytes(b"somebody else's")
+    with pytest.raises(BatchFailed, match="--force"):
+        upscale_batch(str(folder), str(out), glob="sub/*", **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"\.\."):
+        upscale_batch(str(folder), str(out), files=["../other.mp4"], **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="lie under the output root"):
+        upscale_batch(str(folder), str(tmp_path), **options)  # type: ignore[arg-type]
+
+
+def test_places_outside_of_the_roots_are_refused(
+    clip: bytes, tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = fill(tmp_path / "in", clip, "a.mp4")
+    secret = fill(tmp_path / "secret", clip, "s.mp4")
+    (inside / "link.mp4").symlink_to(secret / "s.mp4")
+    (inside / "way").symlink_to(secret)
+    good = str(inside / "a.mp4")
+    monkeypatch.setenv(settings.ROOTS, f"{inside},s3://bucket/in")
+    monkeypatch.setenv(settings.WORK, str(options["compute"].work_dir))  # type: ignore[attr-defined]
+    refused: list[tuple[str, str | None, dict[str, object]]] = [
+        (str(secret / "s.mp4"), str(inside / "o.mp4"), {}),
+        (str(inside / "link.mp4"), str(inside / "o.mp4"), {}),
+        (f"{inside}/../secret/s.mp4", str(inside / "o.mp4"), {}),
+        (f"file://{inside}/../secret/s.mp4", str(inside / "o.mp4"), {}),
+        ("s3://bucket/in/../secret.mp4", str(inside / "o.mp4"), {}),
+        ("s3://bucket/inner/a.mp4", str(inside / "o.mp4"), {}),
+        ("memory://bucket/in/a.mp4", str(inside / "o.mp4"), {}),
+        (good, str(secret / "o.mp4"), {}),
+        (good, str(inside / "way" / "o.mp4"), {}),
+        (good, str(inside), {}),
+        (good, str(inside / "o.mp4"), {"store": str(secret / "store")}),
+        (good, str(inside / "o.mp4"), {"store": str(inside / "way")}),
+        (good, str(inside / "o.mp4"), {"compute": ComputeParams(devices="cpu", work_dir=str(secret))}),
+        (good, str(inside / "o.mp4"), {"compute": ComputeParams(devices="cpu", models_dir=str(secret))}),
+    ]
+    # The checks of the flow alone: that no file is opened follows from where they stand.
+    for source, output, more in refused:
+        with pytest.raises(OutsideRoots):
+            upscale_video.fn(source, output, **(options | more))  # type: ignore[arg-type]
+    assert sorted(path.name for path in secret.iterdir()) == ["s.mp4"]
+    assert sorted(path.name for path in inside.iterdir()) == ["a.mp4", "link.mp4", "way"]
+    with pytest.raises(OutsideRoots):
+        upscale_batch(str(secret), str(inside / "out"), **options)  # type: ignore[arg-type]
+    with pytest.raises(OutsideRoots):
+        upscale_batch(str(inside), str(inside / "out"), ledger=str(secret), **options)  # type: ignore[arg-type]
+    with pytest.raises(BatchFailed, match=r"link\.mp4.*outside of the roots") as failure:
+        upscale_batch(str(inside), str(inside / "out"), **options)  # type: ignore[arg-type]
+    assert statuses(failure.value.report) == {"a.mp4": "done", "link.mp4": "failed"}
+    monkeypatch.setenv(settings.ROOTS, " ")
+    with pytest.raises(UserError, match=settings.ROOTS):
+        upscale_video.fn(good)
+    with pytest.raises(UserError, match="relative"):
+        Roots(("in",))
