@@ -14,8 +14,9 @@ from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import TransientError, UserError
 from flows import settings
 from flows.results import result_storage
-from flows.runners import task_runner
+from flows.runners import settled, shared_api, task_runner
 from flows.upscale_segments import SegmentsFailed, upscale_segments
+from tasks import stop
 from tasks.assemble import assemble
 from tasks.events import JobPlanned, SegmentReused, StageEntered, tell
 from tasks.media.encode import EncodeParams
@@ -63,7 +64,8 @@ def upscale_video(
         verify: joins decodes around every join, full decodes everything.
     """
     begun = time.monotonic()
-    compute = _checked(Request(source, output, params, store=store), compute)
+    stop.forget()
+    compute = settled(_checked(Request(source, output, params, store=store), compute))
     cache_dir = Path(compute.work_dir) if compute.work_dir else platformdirs.user_cache_path("flashvsr")
     request = Request(source, output, params, encode, compute, store, segment_frames, allow_truncated)
     tell(StageEntered("plan"))
@@ -164,14 +166,18 @@ def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir:
             task_runner=task_runner(compute), result_storage=result_storage(job), persist_result=False
         )
         try:
-            subflow(job, wanted, compute, cache_dir)
+            with shared_api(compute):
+                subflow(job, wanted, compute, cache_dir)
             break
         except SegmentsFailed as error:
             transient = all(isinstance(cause, TransientError) for cause in error.failures.values())
             if not transient or attempt == ROUNDS - 1:
                 raise
-            wanted = sorted(error.failures)
+            # A worker may have died after it had stored its segment.
+            wanted = sorted(error.failures.keys() - job.finished().keys())
             log.warning("trying %d segments again: %s", len(wanted), error)
+            if not wanted:
+                break
     return missing
 
 

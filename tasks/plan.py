@@ -87,6 +87,8 @@ class JobPlan:
     allow_truncated: bool
     notes: tuple[str, ...]
     versions: dict[str, str]
+    cpu_threads: int = 0
+    """Threads of PyTorch on the CPU (0: as the worker has them): they decide how sums round, and so the last bit."""
 
     @property
     def geometry(self) -> Geometry:
@@ -167,6 +169,7 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
         allow_truncated=request.allow_truncated,
         notes=_notes(info, encode, params),
         versions=_versions(),
+        cpu_threads=torch.get_num_threads() if device.type == "cpu" else 0,
     )
     return job, plan
 

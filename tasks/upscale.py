@@ -4,9 +4,11 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from prefect import task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
@@ -18,8 +20,9 @@ from flashvsr_core.layout import Planes
 from flashvsr_core.pixels import yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
+from tasks import stop
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
-from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, turn_on_a_device
+from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
 from tasks.media.decode import read_frames
 from tasks.media.encode import check_segment, encode_segment, layout_of
 from tasks.plan import JobPlan, read_plan
@@ -27,6 +30,7 @@ from tasks.speed import remember_speed
 from tasks.storage import urls
 from tasks.storage.fingerprint import fingerprint
 from tasks.storage.jobs import Job, SegmentResult
+from tasks.workers import Released, WorkerDied, workers
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,8 @@ class SegmentKey(CachePolicy):
 def is_transient(_task: Any, _run: Any, state: Any) -> bool:
     """Whether a failed task may be tried again: only faults that may pass, never bad input or our own mistakes."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, TransientError | ConnectionError | TimeoutError)
+    # Whoever called for the segment decides about another worker: it knows how often that was done before.
+    return isinstance(error, TransientError | ConnectionError | TimeoutError) and not isinstance(error, WorkerDied)
 
 
 @task(
@@ -66,14 +71,33 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as folder:
-        result = _make(job, plan, segment, compute, source, Path(folder))
+        what = (job, plan, segment, compute, source, Path(folder))
+        result = _in_a_worker(*what) if compute.runner == "processes" else _make(*what, released=lambda: None)
     remember_speed(plan, compute, result.frames, result.seconds, cache_dir)
     return result
 
 
-def _make(
+def _in_a_worker(
     job: Job, plan: JobPlan, segment: SegmentPlan, compute: ComputeParams, source: Path, folder: Path
 ) -> SegmentResult:
+    """`_make` in a process whose only GPU is the one it was given."""
+    own = replace(compute, runner="threads", workers="auto", devices="cpu" if plan.device_type == "cpu" else "auto")
+    made: SegmentResult = workers(pins(compute)).call(
+        _make, job, plan, segment, own, source, folder, weight=segment.frames
+    )
+    return made
+
+
+def _make(
+    job: Job,
+    plan: JobPlan,
+    segment: SegmentPlan,
+    compute: ComputeParams,
+    source: Path,
+    folder: Path,
+    released: Released,
+) -> SegmentResult:
+    """Compute, check and store; `released` is called as soon as the device is free for another segment."""
     found = devices_of(compute)[0].type
     if found != plan.device_type:
         raise UserError(
@@ -84,12 +108,15 @@ def _make(
     geometry = plan.geometry
     with turn_on_a_device(compute) as device:
         begun = time.monotonic()
+        if plan.cpu_threads:
+            torch.set_num_threads(plan.cpu_threads)  # Dask and Ray give their workers one
         tell(SegmentStarted(segment.index, segment.frames))
         memory = PeakMemory(device)
         upscaler = loaded_upscaler(plan.params, plan.digests, compute, device)
         chunks = _chunks(plan, segment, upscaler, source, memory)
         encoded = encode_segment(chunks, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
         seconds = time.monotonic() - begun
+    released()
     if encoded.frames != segment.frames:
         raise FlashvsrError(
             f"segment {segment.index} came out with {encoded.frames} frames instead of {segment.frames}; "
@@ -123,6 +150,7 @@ def _chunks(
     frames = read_frames(source, plan.info, first, end)
     pack = yuv_packer(layout_of(plan.encode, plan.info))
     for planes in upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack):
+        stop.within_segment()
         memory.look()
         tell(FramesDone(segment.index, len(planes[0])))
         yield planes  # type: ignore[misc]

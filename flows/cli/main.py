@@ -8,9 +8,9 @@ from importlib.metadata import version
 from cyclopts import App, CycloptsError, Parameter
 
 from flashvsr_core.errors import FlashvsrError
+from flows.cli.interrupt import INTERRUPTED
 
 USAGE = 2
-INTERRUPTED = 130
 
 app = App(
     name="flashvsr",
