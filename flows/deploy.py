@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 SWEEP = "inbox-sweep"
 ON_OBJECT = "upscale-on-object"
+POOLS = ("process", "docker", "kubernetes")  # types of work pools that run an installed package
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,13 @@ def _schedule(one: dict[str, Any]) -> DeploymentScheduleCreate:
 
 
 def _make_pool(client: SyncPrefectClient, name: str) -> None:
-    """A pool of processes; one that is there stays as its operator has set it."""
+    """A pool of processes; one that is there, also of containers, stays as its operator has set it."""
     template = ProcessWorker.get_default_base_job_template()
     try:
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
     except ObjectAlreadyExists:
         kind = client.read_work_pool(name).type
-        if kind != "process":
-            raise UserError(f"work pool {name} is of type {kind}, not process; name another with --pool") from None
+        if kind not in POOLS:
+            raise UserError(
+                f"work pool {name} is of type {kind}, not {', '.join(POOLS)}; name another with --pool"
+            ) from None
