@@ -17,7 +17,12 @@ from tests.system.processes import ROOT, prefect_server, running, wait_for
 
 pytestmark = pytest.mark.system
 
-NAMES = ["upscale-video/upscale", "upscale-batch/upscale-batch", "inbox-sweep/inbox-sweep"]
+NAMES = [
+    "upscale-video/upscale",
+    "upscale-batch/upscale-batch",
+    "inbox-sweep/inbox-sweep",
+    "upscale-on-object/upscale-on-object",
+]
 FLASHVSR = [sys.executable, "-m", "flows.cli.main"]
 PIXELS = {"model": "nano", "scale": 2}
 
