@@ -19,9 +19,23 @@ from flows.upscale_segments import SegmentsFailed, upscale_segments
 from tasks import stop
 from tasks.assemble import assemble
 from tasks.events import JobPlanned, SegmentReused, StageEntered, tell
+from tasks.images import all_there, foreign_image, publish_images, unpack_images
 from tasks.media.encode import EncodeParams
+from tasks.media.images import is_images
+from tasks.media.limits import Limits
+from tasks.media.trim import Trim
+from tasks.outputs import Outputs
 from tasks.plan import JobPlan, Request, parse_plan, plan_job, settle_plan
-from tasks.report import OutputFile, RunReport, announce_output, make_report, own_output, read_report, report_beside
+from tasks.report import (
+    OutputFile,
+    RunReport,
+    announce_output,
+    make_report,
+    own_output,
+    read_report,
+    recorded_output,
+    report_beside,
+)
 from tasks.storage import urls
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
 from tasks.storage.lease import Lease, hold
@@ -46,12 +60,16 @@ def upscale_video(
     keep_segments: bool = False,
     allow_truncated: bool = False,
     verify: Depth = "joins",
+    trim: Trim = Trim(),
+    fps: str | None = None,
+    limits: Limits = Limits(),
 ) -> RunReport:
-    """Upscale one video.
+    """Upscale one video, image, or sequence of images.
 
     Args:
-        source: Path or fsspec URL of the video.
-        output: Path or URL of the result; default <stem>_<scale>x.mp4 beside the source.
+        source: Path or fsspec URL of the video; an image; or a folder or pattern (shot_*.png) of numbered images.
+        output: Path or URL of the result; default <stem>_<scale>x.mp4 beside the source. Images: one name with
+            %06d for all, or a folder where encode.container is png, tiff, dpx or exr.
         params: Everything that changes pixels.
         encode: How the result is encoded.
         compute: Devices and folders; changes no pixels.
@@ -62,28 +80,34 @@ def upscale_video(
         keep_segments: Keep the segments after the output was published.
         allow_truncated: Upscale what can be read of a truncated source.
         verify: joins decodes around every join, full decodes everything.
+        trim: Upscale only a part of the source.
+        fps: Frames per second of a sequence of images.
+        limits: How large a source may be, and what looking at it may cost.
     """
     begun = time.monotonic()
     stop.forget()
-    compute = settled(_checked(Request(source, output, params, store=store), compute))
+    compute = settled(_checked(Request(source, output, params, encode, store=store), compute))
     cache_dir = Path(compute.work_dir) if compute.work_dir else platformdirs.user_cache_path("flashvsr")
-    request = Request(source, output, params, encode, compute, store, segment_frames, allow_truncated)
+    request = Request(
+        source, output, params, encode, compute, store, segment_frames, allow_truncated, trim, fps, limits
+    )
     tell(StageEntered("plan"))
     job, planned = plan_job(request, cache_dir)
-    mine = own_output(job, request.output_url)
-    if mine is None and urls.exists(request.output_url) and not force:
-        raise UserError(f"{request.output_url} exists and was not made by this job; use --force to replace it")
+    outputs = request.outputs
+    mine = own_output(job, outputs.url)
+    if not force:
+        _spare_others(job, planned, outputs, mine)
+    if mine is not None and outputs.pattern is not None and not all_there(outputs):
+        mine = None
     with hold(job.lease_url, owner=f"upscale {planned.source}") as lease:
         if mine is not None and not fresh and (report := read_report(job)) is not None:
-            log.info("already done: %s", request.output_url)
+            log.info("already done: %s", outputs.url)
             report = replace(report, status="already done")
         else:
             if fresh:
                 _forget(job)
             plan = _begin(job, settle_plan(job, planned))
-            results, computed, notes, published = _produce(
-                job, plan, compute, cache_dir, lease, verify, request.output_url
-            )
+            results, computed, notes, published = _produce(job, plan, compute, cache_dir, lease, verify, outputs)
             report = make_report(job, plan, published, results, computed, time.monotonic() - begun, plan.notes + notes)
         if not keep_segments:
             job.remove_segments()
@@ -126,7 +150,7 @@ def _produce(
     cache_dir: Path,
     lease: Lease,
     verify: Depth,
-    output_url: str,
+    outputs: Outputs,
 ) -> tuple[tuple[SegmentResult, ...], frozenset[int], tuple[str, ...], OutputFile]:
     """Segments, merge, verification, publication."""
     work = cache_dir / "work"
@@ -137,21 +161,44 @@ def _produce(
         for attempt in range(ROUNDS):
             computed |= _compute_missing(job, plan, compute, cache_dir, lease)
             try:
-                merged, notes = assemble(job, plan, Path(name), cache_dir)
+                merged, notes = _put_together(job, plan, Path(name), cache_dir, verify)
                 break
             except DamagedSegment as error:
                 # Its record is gone: the next round redoes this segment and no other.
                 log.warning("%s", error)
                 if attempt == ROUNDS - 1:
                     raise
-        verify_output(merged, plan, verify)
         lease.check()
-        tell(StageEntered("publish"), f"publishing {output_url}")
-        output = announce_output(job, merged, output_url)
-        urls.publish(merged, output_url, overwrite=True, sha256=output.sha256, consume=True)
+        tell(StageEntered("publish"), f"publishing {outputs.url}")
+        if outputs.pattern is not None:
+            output = publish_images(job, plan, merged, outputs)
+        else:
+            output = announce_output(job, merged[0], outputs.url)
+            urls.publish(merged[0], outputs.url, overwrite=True, sha256=output.sha256, consume=True)
     tell(StageEntered("report"))
     results = job.finished()
     return tuple(results[segment.index] for segment in plan.segments), computed, notes, output
+
+
+def _put_together(
+    job: Job, plan: JobPlan, folder: Path, cache_dir: Path, verify: Depth
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """One verified video, or all images, in `folder`; and what could not be carried over."""
+    if is_images(plan.encode.container):
+        return unpack_images(job, plan, folder, verify), ()
+    merged, notes = assemble(job, plan, folder, cache_dir)
+    verify_output(merged, plan, verify)
+    return (merged,), notes
+
+
+def _spare_others(job: Job, plan: JobPlan, outputs: Outputs, mine: OutputFile | None) -> None:
+    """UserError where something is in the output's place that this job did not make."""
+    if mine is None and urls.exists(outputs.url):
+        raise UserError(f"{outputs.url} exists and was not made by this job; use --force to replace it")
+    begun = (recorded := recorded_output(job)) is not None and recorded.url == outputs.url
+    if outputs.pattern is not None and not begun and (name := foreign_image(outputs, plan)):
+        there = urls.join(urls.parent(outputs.url), name)
+        raise UserError(f"{there} exists and was not made by this job; use --force to replace it")
 
 
 def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir: Path, lease: Lease) -> frozenset[int]:

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.events import StageEntered, tell
 from tasks.media.mux import merge
 from tasks.plan import JobPlan
-from tasks.storage import urls
+from tasks.sources import local_source
 from tasks.storage.jobs import Job
 
 
@@ -20,7 +20,7 @@ def assemble(job: Job, plan: JobPlan, folder: Path, cache_dir: Path) -> tuple[Pa
     """
     tell(StageEntered("merge"), f"merging {len(plan.segments)} segments")
     parts = [(job.fetch_segment(segment.index, folder), segment.frames) for segment in plan.segments]
-    source = urls.localise(plan.source, cache_dir / "sources")
+    source = local_source(plan.source, cache_dir)
     merged = folder / f"merged.{plan.encode.container}"
     notes = merge(parts, source, plan.info, plan.encode, merged)
     return merged, notes

@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from flashvsr_core.config import ComputeParams
+from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import AlreadyRunning, UserError
 from tasks.media.encode import SEGMENT_FORMAT
-from tasks.plan import DEFAULT_STORE, JobPlan, Request, container_of, make_plan, read_plan
+from tasks.media.images import DEFAULT_PATTERN, is_images
+from tasks.outputs import container_of
+from tasks.plan import DEFAULT_STORE, JobPlan, Request, make_plan, read_plan
 from tasks.report import RunReport, read_report, recorded_output
 from tasks.storage import local, urls
 from tasks.storage.jobs import AT_ONCE, DIRECTORY_NAME, Job, SegmentResult
@@ -248,14 +250,15 @@ def request_again(job: Job, output: str | None, compute: ComputeParams, cache_di
     container = plan.encode.container
     if output is None:
         recorded = recorded_output(job)
-        output = recorded.url if recorded else _default_output(plan, store)
+        output = (recorded.pattern or recorded.url) if recorded else _default_output(plan, store)
     if container_of(output) != container:
         raise UserError(f"output {output} must end in .{container}, as the job was planned; choose another OUTPUT")
     if compute.devices == "auto" and plan.device_type == "cpu":
         compute = replace(compute, devices="cpu")  # a GPU would make other pixels, hence another job
     request = Request(
-        plan.source, output, plan.params, plan.encode, compute, store, plan.segment_frames, plan.allow_truncated
-    )
+        plan.source, output, _as_asked(plan), plan.encode, compute, store, plan.segment_frames, plan.allow_truncated,
+        plan.trim, plan.fps,
+    )  # fmt: skip
     again, planned = make_plan(request, cache_dir)
     if again.url != job.url:
         raise UserError(
@@ -269,7 +272,17 @@ def _default_output(plan: JobPlan, store: str) -> str:
     # A store of the default name stands beside the output; any other says nothing about it.
     name = urls.name(Request(plan.source, None, plan.params).output_url).rpartition(".")[0]
     folder = urls.parent(store if urls.name(store) == DEFAULT_STORE else plan.source)
+    if is_images(plan.encode.container) and plan.info.frames > 1:
+        return urls.join(folder, f"{name}_{DEFAULT_PATTERN}.{plan.encode.container}")
     return urls.join(folder, f"{name}.{plan.encode.container}")
+
+
+def _as_asked(plan: JobPlan) -> UpscaleParams:
+    """A plan's parameters with given scenes as frames of the whole source again, which may have been trimmed."""
+    scenes = plan.params.scenes
+    if isinstance(scenes, str):
+        return plan.params
+    return replace(plan.params, scenes=tuple(cut + plan.info.skipped for cut in scenes))
 
 
 def _difference(plan: JobPlan, now: JobPlan) -> str:

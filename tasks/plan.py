@@ -4,7 +4,7 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import torch
 from prefect import task
@@ -12,17 +12,23 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter, ValidationError
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
-from flashvsr_core.errors import BadInput, UserError
+from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.segments import SegmentPlan, plan_segments
 from flashvsr_core.upscaler import resolve_params
-from tasks import weights
+from tasks import sources, weights
 from tasks.gpu import devices_of, models_dir
 from tasks.media import encode as encoding
-from tasks.media.encode import SEGMENT_FORMAT, Container, EncodeParams
-from tasks.media.probe import VideoInfo, probe
+from tasks.media.encode import SEGMENT_FORMAT, EncodeParams
+from tasks.media.guard import describe_guarded
+from tasks.media.images import is_images, resolve_images
+from tasks.media.limits import Limits
+from tasks.media.probe import VideoInfo
+from tasks.media.stills import DEFAULT_FPS, SEQUENCE
+from tasks.media.timestamps import parse_rate
+from tasks.media.trim import Trim, frame_range, trimmed
+from tasks.outputs import Outputs, outputs_of
 from tasks.storage import urls
-from tasks.storage.fingerprint import fingerprint
 from tasks.storage.jobs import Job, job_key
 
 log = logging.getLogger(__name__)
@@ -54,14 +60,19 @@ class Request:
     store: str | None = None
     segment_frames: int = 512
     allow_truncated: bool = False
+    trim: Trim = Trim()
+    fps: str | None = None
+    limits: Limits = Limits()
+
+    @property
+    def outputs(self) -> Outputs:
+        """What will be made, by names alone."""
+        return outputs_of(self.source, self.output, self.params.scale, self.encode.container)
 
     @property
     def output_url(self) -> str:
-        if self.output is not None:
-            return urls.normalise(self.output)
-        name = urls.name(self.source)
-        stem = name.rpartition(".")[0] or name
-        return urls.join(urls.parent(self.source), f"{stem}_{self.params.scale}x.mp4")
+        """The one file whose being there says that the job is done."""
+        return self.outputs.url
 
     @property
     def store_url(self) -> str:
@@ -89,6 +100,9 @@ class JobPlan:
     versions: dict[str, str]
     cpu_threads: int = 0
     """Threads of PyTorch on the CPU (0: as the worker has them): they decide how sums round, and so the last bit."""
+    trim: Trim = Trim()
+    fps: str | None = None
+    first_number: int = 1  # of images that are made: that of the source's first image
 
     @property
     def geometry(self) -> Geometry:
@@ -130,21 +144,21 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     source, output = urls.normalise(request.source), request.output_url
     if output == source:
         raise UserError(f"output {output} is the source itself; choose another OUTPUT")
-    container = container_of(output)
-    path = _local_source(source, cache_dir)
-    info = probe(path, allow_truncated=request.allow_truncated)
+    container = request.outputs.container
+    path = sources.require(source, cache_dir)
+    whole = describe_guarded(path, request.allow_truncated, parse_rate(request.fps), request.limits)
+    first, stop = frame_range(request.trim, whole)
+    info = trimmed(whole, first, stop)
+    request.outputs.check_frames(info.frames)
     geometry = Geometry(info.width, info.height, request.params.scale)
     plan_segments(info.frames, request.segment_frames)
-    encode = encoding.resolve(
-        replace(request.encode, container=container), info, geometry.out_width, geometry.out_height
-    )
+    resolve = resolve_images if is_images(container) else encoding.resolve
+    encode = resolve(replace(request.encode, container=container), info, geometry.out_width, geometry.out_height)
     device = devices_of(request.compute)[0]
-    asked = request.params
+    asked = replace(request.params, scenes=_scenes(request.params, whole, first, stop))
     found = weights.locate(asked.model, asked.mode, models_dir(request.compute), asked.unknown_weights)
-    params = resolve_params(request.params, found.spec, device)
-    if (cut := _last_cut(params)) >= info.frames:
-        raise UserError(f"scene cut at frame {cut} lies beyond the video's {info.frames} frames; correct --scenes")
-    digest = fingerprint(source, cache_dir)
+    params = resolve_params(asked, found.spec, device)
+    digest = sources.fingerprint(source, cache_dir)
     parts = {
         "source": digest,
         "params": asdict(params),
@@ -154,6 +168,11 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
         "bytes": BYTES,
         "device": device.type,
     }
+    # Only where they say something, so that jobs without them keep their keys.
+    if info.excerpt is not None or info.skipped:
+        parts["frames"] = [first, stop]
+    if request.fps is not None:
+        parts["fps"] = list(info.frame_rate)
     job = Job.at(request.store_url, urls.name(source), job_key(parts), SEGMENT_FORMAT)
     plan = JobPlan(
         version=PLAN,
@@ -167,9 +186,12 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
         device_type=device.type,
         segment_frames=request.segment_frames,
         allow_truncated=request.allow_truncated,
-        notes=_notes(info, encode, params),
+        notes=_notes(info, encode, params, request.fps),
         versions=_versions(),
         cpu_threads=torch.get_num_threads() if device.type == "cpu" else 0,
+        trim=request.trim,
+        fps=request.fps,
+        first_number=sources.first_number(source) + first,
     )
     return job, plan
 
@@ -215,30 +237,27 @@ def bytes_needed(plan: JobPlan) -> int:
     return int(2 * plan.info.frames * geometry.out_width * geometry.out_height * _BITS_PER_PIXEL / 8)
 
 
-def _local_source(source: str, cache_dir: Path) -> Path:
-    try:
-        return urls.localise(source, cache_dir / "sources")
-    except FileNotFoundError as error:
-        raise BadInput(f"{source} does not exist; check the name") from error
+def _scenes(params: UpscaleParams, whole: VideoInfo, first: int, stop: int) -> Literal["auto", "off"] | tuple[int, ...]:
+    """Scenes as the job needs them: given ones are frames of the source, which may be trimmed."""
+    if isinstance(params.scenes, str):
+        return params.scenes
+    if params.scenes and params.scenes[-1] >= whole.frames:
+        raise UserError(
+            f"scene cut at frame {params.scenes[-1]} lies beyond the video's {whole.frames} frames; correct --scenes"
+        )
+    return tuple(cut - first for cut in params.scenes if first < cut < stop)
 
 
-def container_of(output: str) -> Container:
-    suffix = urls.name(output).rpartition(".")[2].lower()
-    if suffix not in get_args(Container):
-        raise UserError(f"output {output} must end in {', '.join('.' + e for e in get_args(Container))}")
-    return suffix  # type: ignore[return-value]
-
-
-def _last_cut(params: UpscaleParams) -> int:
-    return params.scenes[-1] if isinstance(params.scenes, tuple) and params.scenes else -1
-
-
-def _notes(info: VideoInfo, encode: EncodeParams, params: UpscaleParams) -> tuple[str, ...]:
+def _notes(info: VideoInfo, encode: EncodeParams, params: UpscaleParams, fps: str | None) -> tuple[str, ...]:
     notes = []
     if params.scale != 4:
         notes.append(_OTHER_SCALES["nano" if params.model == "nano" else "published"])
     if info.truncated:
         notes.append(f"the source is truncated: {info.frames} frames can be read")
+    if info.container == SEQUENCE and fps is None:
+        notes.append(f"no --fps was given: {DEFAULT_FPS} frames per second were assumed")
+    if "f16" in info.pix_fmt or "f32" in info.pix_fmt:
+        notes.append("the images hold linear light: what is brighter than 1.0 was clipped")
     if encode.pix_fmt.startswith("yuv444") and not info.pix_fmt.startswith("yuv444"):
         notes.append(f"encoded as {encode.pix_fmt}: 4:2:0 cannot hold an odd width or height")
     return tuple(notes)

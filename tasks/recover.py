@@ -12,13 +12,15 @@ from flashvsr_core.errors import FlashvsrError, UserError
 from flashvsr_core.segments import SegmentPlan
 from tasks.catalogue import finished_segments
 from tasks.media import check
+from tasks.media.images import is_images
 from tasks.media.mux import merge
 from tasks.media.probe import VideoInfo
 from tasks.media.timestamps import Timestamps
-from tasks.plan import JobPlan, container_of, read_plan
+from tasks.outputs import container_of
+from tasks.plan import JobPlan, read_plan
 from tasks.report import OutputFile, announce_output, make_report
+from tasks.sources import fingerprint, local_source
 from tasks.storage import urls
-from tasks.storage.fingerprint import fingerprint
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
 from tasks.storage.lease import hold
 from tasks.verify import Depth
@@ -75,7 +77,13 @@ def recover(
     output = urls.normalise(output)
     if output == plan.source:
         raise UserError(f"output {output} is the source itself; choose another OUTPUT")
-    plan = replace(plan, encode=replace(plan.encode, container=container_of(output)))
+    container = container_of(output)
+    if is_images(container) or is_images(plan.encode.container):
+        raise UserError(
+            "images are not recovered by themselves, since each is finished on its own; go on with "
+            "'flashvsr jobs resume'"
+        )
+    plan = replace(plan, encode=replace(plan.encode, container=container))
     if not force and urls.exists(output):  # even this job's own: a part must not replace the whole unasked
         raise UserError(f"{output} exists; choose another OUTPUT, or use --force to replace it")
     urls.check_writable(output)
@@ -139,7 +147,7 @@ def _source(plan: JobPlan, cache_dir: Path) -> tuple[Path | None, str]:
     try:
         if fingerprint(plan.source, cache_dir) != plan.fingerprint:
             return None, f"{plan.source} is not the file any more that the job was planned for"
-        return urls.localise(plan.source, cache_dir / "sources"), ""
+        return local_source(plan.source, cache_dir), ""
     except FileNotFoundError:
         return None, f"{plan.source} is gone"
     except FlashvsrError as error:
@@ -160,6 +168,8 @@ def _silent(info: VideoInfo, segments: tuple[SegmentPlan, ...]) -> VideoInfo:
         audio_start=None,
         streams=tuple(stream for stream in info.streams if stream.index == info.stream_index),
         chapters=0,
+        skipped=0,
+        excerpt=None,
     )
 
 

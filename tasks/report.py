@@ -22,6 +22,7 @@ class OutputFile:
     url: str
     bytes: int
     sha256: str
+    pattern: str | None = None  # of images, where `url` is their manifest
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ _outputs: TypeAdapter[OutputFile] = TypeAdapter(OutputFile)
 
 def report_beside(output_url: str) -> str:
     """Where the report of an output stands: `clip_4x.mp4` has `clip_4x.report.json`."""
-    return urls.join(urls.parent(output_url), f"{urls.name(output_url).rpartition('.')[0]}.report.json")
+    stem = urls.name(output_url).rpartition(".")[0].removesuffix(".manifest")
+    return urls.join(urls.parent(output_url), f"{stem}.report.json")
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -133,9 +135,9 @@ def recorded_output(job: Job) -> OutputFile | None:
         return None
 
 
-def announce_output(job: Job, merged: Path, output_url: str) -> OutputFile:
+def announce_output(job: Job, merged: Path, output_url: str, pattern: str | None = None) -> OutputFile:
     """Record what is about to be published, so that a run killed right after publishing knows its own output again."""
-    output = OutputFile(output_url, merged.stat().st_size, urls.digest(str(merged)))
+    output = OutputFile(output_url, merged.stat().st_size, urls.digest(str(merged)), pattern)
     urls.write_json(output_record_url(job), _outputs.dump_python(output, mode="json"))
     return output
 

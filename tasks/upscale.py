@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from prefect import task
 from prefect.cache_policies import CachePolicy
@@ -17,7 +18,7 @@ from flashvsr_core.config import ComputeParams
 from flashvsr_core.cuts import CONTEXT
 from flashvsr_core.errors import FlashvsrError, TransientError, UserError
 from flashvsr_core.layout import Planes
-from flashvsr_core.pixels import yuv_packer
+from flashvsr_core.pixels import rgb_packer, yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
 from tasks import stop
@@ -25,10 +26,10 @@ from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
 from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
 from tasks.media.decode import read_frames
 from tasks.media.encode import check_segment, encode_segment, layout_of
+from tasks.media.images import depth_of, encode_images, is_images
 from tasks.plan import JobPlan, read_plan
+from tasks.sources import unchanged
 from tasks.speed import remember_speed
-from tasks.storage import urls
-from tasks.storage.fingerprint import fingerprint
 from tasks.storage.jobs import Job, SegmentResult
 from tasks.workers import Released, WorkerDied, workers
 
@@ -67,7 +68,7 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
     plan = read_plan(job)
     if (held := job.result(segment.index)) is not None:
         return held
-    source = _source(plan, cache_dir)
+    source = unchanged(plan.source, plan.fingerprint, cache_dir)
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as folder:
@@ -114,7 +115,8 @@ def _make(
         memory = PeakMemory(device)
         upscaler = loaded_upscaler(plan.params, plan.digests, compute, device)
         chunks = _chunks(plan, segment, upscaler, source, memory)
-        encoded = encode_segment(chunks, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
+        write: Any = encode_images if is_images(plan.encode.container) else encode_segment
+        encoded = write(chunks, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
         seconds = time.monotonic() - begun
     released()
     if encoded.frames != segment.frames:
@@ -142,26 +144,16 @@ def _make(
 
 def _chunks(
     plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, memory: PeakMemory
-) -> Iterator[Planes]:
-    """The segment's planes, straight from source frames through the model."""
+) -> Iterator[np.ndarray | Planes]:
+    """The segment's planes (RGB for images), straight from source frames through the model."""
     preroll = plan.params.preroll
     assert isinstance(preroll, int), "a plan's parameters are resolved"
     first, end = reading_range(segment, preroll, CONTEXT, plan.info.frames)
     frames = read_frames(source, plan.info, first, end)
-    pack = yuv_packer(layout_of(plan.encode, plan.info))
+    images = is_images(plan.encode.container)
+    pack = rgb_packer(depth_of(plan.encode)) if images else yuv_packer(layout_of(plan.encode, plan.info))
     for planes in upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack):
         stop.within_segment()
         memory.look()
-        tell(FramesDone(segment.index, len(planes[0])))
-        yield planes  # type: ignore[misc]
-
-
-def _source(plan: JobPlan, cache_dir: Path) -> Path:
-    try:
-        path = urls.localise(plan.source, cache_dir / "sources")
-        found = fingerprint(plan.source, cache_dir)
-    except FileNotFoundError as error:
-        raise UserError(f"{plan.source} has disappeared while it was processed; put it back and run again") from error
-    if found != plan.fingerprint:
-        raise UserError(f"{plan.source} changed while it was processed; run again to start on the new content")
-    return path
+        tell(FramesDone(segment.index, len(planes[0] if isinstance(planes, tuple) else planes)))
+        yield planes

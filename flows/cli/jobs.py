@@ -94,6 +94,8 @@ def resume(
             keep_segments=keep_segments,
             allow_truncated=request.allow_truncated,
             verify=verify,
+            trim=request.trim,
+            fps=request.fps,
         )
     tell_report(report, console, time.monotonic() - begun, as_json)
 

@@ -9,10 +9,19 @@ from cyclopts import Parameter
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flows.settings import MODELS
 from tasks.media.encode import EncodeParams
+from tasks.media.limits import Limits
+from tasks.media.trim import Trim
 
-Source = Annotated[str, Parameter(help="Video to upscale: a path or fsspec URL.")]
+Source = Annotated[
+    str,
+    Parameter(help="A video or image (path or fsspec URL), or a folder or pattern ('shot_*.png') of numbered images."),
+]
 Output = Annotated[
-    str | None, Parameter(help="Result (.mp4, .mkv or .mov); default NAME_4x.mp4 (or 2x, 3x) beside SOURCE.")
+    str | None,
+    Parameter(
+        help="Result: .mp4, .mkv, .mov; .png, .tiff, .dpx or .exr with %06d in its name, or a folder with --container; "
+        "default NAME_4x.mp4 (or 2x, 3x) beside SOURCE."
+    ),
 ]
 Pixels = Annotated[UpscaleParams, Parameter(name="*", group="What changes pixels")]
 Encoder = Annotated[EncodeParams, Parameter(name="*", group="Encoder")]
@@ -20,6 +29,9 @@ Compute = Annotated[ComputeParams, Parameter(name="*", group="Where and with wha
 Store = Annotated[str | None, Parameter(help="Where segments are kept; default .flashvsr/ beside OUTPUT.")]
 SegmentFrames = Annotated[int, Parameter(help="Frames of one segment, a multiple of 8.")]
 AllowTruncated = Annotated[bool, Parameter(help="Upscale what can be read of a truncated SOURCE.")]
+Part = Annotated[Trim, Parameter(name="*", group="Part of the source")]
+Fps = Annotated[str | None, Parameter(help="Frames per second of a sequence of images; default 25.")]
+Bounds = Annotated[Limits, Parameter(name="*", group="Limits of the source")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print the result as JSON on the last line.")]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], help="Log every event.")]
 ModelsDir = Annotated[

@@ -11,6 +11,8 @@ from flashvsr_core.config import ComputeParams, UpscaleParams
 from flows import settings
 from flows.cli import options
 from tasks.media.encode import EncodeParams
+from tasks.media.limits import Limits
+from tasks.media.trim import Trim
 
 if TYPE_CHECKING:
     from tasks.plan import Request
@@ -27,13 +29,18 @@ def plan(
     store: options.Store = None,
     segment_frames: options.SegmentFrames = 512,
     allow_truncated: options.AllowTruncated = False,
+    trim: options.Part = Trim(),
+    fps: options.Fps = None,
+    limits: options.Bounds = Limits(),
     as_json: options.AsJson = False,
 ) -> None:
     """Show geometry, segments, what is finished and a time estimate. Writes nothing beside SOURCE or OUTPUT."""
     from tasks.plan import Request
 
     compute = settings.with_environment(compute)
-    found = describe(Request(source, output, params, encode, compute, store, segment_frames, allow_truncated))
+    found = describe(
+        Request(source, output, params, encode, compute, store, segment_frames, allow_truncated, trim, fps, limits)
+    )
     if as_json:
         print(json.dumps(found))
         return
@@ -55,7 +62,7 @@ def describe(request: "Request") -> dict[str, Any]:
     geometry = plan.geometry
     return {
         "source": plan.source,
-        "output": request.output_url,
+        "output": request.outputs.pattern or request.output_url,
         "job": job.url,
         "key": job.key,
         "frames": plan.info.frames,

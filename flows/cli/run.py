@@ -17,7 +17,10 @@ from flows.cli import options
 from flows.cli.interrupt import heeding_interrupts
 from flows.cli.server import prefect_api
 from tasks.media.encode import EncodeParams
-from tasks.media.probe import probe
+from tasks.media.guard import describe_guarded
+from tasks.media.limits import Limits
+from tasks.media.timestamps import parse_rate
+from tasks.media.trim import Trim
 from tasks.storage import urls
 
 if TYPE_CHECKING:
@@ -38,6 +41,9 @@ def run(
     fresh: Annotated[bool, Parameter(help="Compute everything anew.")] = False,
     keep_segments: Annotated[bool, Parameter(help="Keep segments after publishing.")] = False,
     allow_truncated: options.AllowTruncated = False,
+    trim: options.Part = Trim(),
+    fps: options.Fps = None,
+    limits: options.Bounds = Limits(),
     verify: Annotated[Literal["joins", "full"], Parameter(help="joins, or full: decode the whole result.")] = "joins",
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
@@ -47,7 +53,7 @@ def run(
     console = Console(stderr=True)
     if urls.is_local(source):
         # The plan looks again; a wrong name should not have to wait for Prefect's server.
-        probe(urls.local_path(source), allow_truncated)
+        describe_guarded(urls.local_path(source), allow_truncated, parse_rate(fps), limits)
     with pipeline(console, verbose) as upscale_video:
         report = upscale_video(
             source,
@@ -62,6 +68,9 @@ def run(
             keep_segments=keep_segments,
             allow_truncated=allow_truncated,
             verify=verify,
+            trim=trim,
+            fps=fps,
+            limits=limits,
         )
     tell_report(report, console, time.monotonic() - begun, as_json)
 

@@ -14,7 +14,8 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from flashvsr_core.errors import BadInput, FlashvsrError
 from tasks.media.probe import VideoInfo
-from tasks.media.source import open_source, os_reason
+from tasks.media.source import bound_pixels, open_source, os_reason
+from tasks.media.stills import PICTURES, float_to_rgb, is_float, picture_frames
 
 CHUNK = 8  # frames per array, the model's step
 # Where a seek lands too late (transport streams, leading frames of open groups) the next one goes this far back.
@@ -37,7 +38,7 @@ def read_frames(path: str | Path, info: VideoInfo, start: int, stop: int) -> Gen
         return
     times = info.timestamps.array[start:stop]
     convert = RgbConverter(info)
-    decoded = _from_time(path, info, start) if info.timed else _counted(path, info, start)
+    decoded = _decoded(path, info, start)
     chunk: list[np.ndarray] = []
     with closing(decoded):
         for number, time in enumerate(times.tolist(), start):
@@ -59,6 +60,12 @@ def read_frames(path: str | Path, info: VideoInfo, start: int, stop: int) -> Gen
         yield np.stack(chunk)
 
 
+def _decoded(path: str | Path, info: VideoInfo, start: int) -> Generator[av.VideoFrame, None, None]:
+    if info.container in PICTURES:
+        return picture_frames(path, info, start)
+    return _from_time(path, info, start) if info.timed else _counted(path, info, start)
+
+
 class RgbConverter:
     """Frames to RGB arrays with the video's matrix and range, whatever single frames claim."""
 
@@ -71,6 +78,8 @@ class RgbConverter:
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """One frame -> H W 3, uint8 or uint16."""
+        if is_float(frame):
+            return float_to_rgb(frame)
         if (
             frame.format.is_rgb
             and frame.format.name in av.video.frame.supported_np_pix_fmts
@@ -119,7 +128,7 @@ def _counted(path: str | Path, info: VideoInfo, start: int) -> Generator[av.Vide
         number = 0
         try:
             for frame in container.decode(stream):
-                if number >= start:
+                if number >= info.skipped + start:
                     yield frame
                 number += 1
         except av.FFmpegError as error:
@@ -132,7 +141,7 @@ def _from_time(path: str | Path, info: VideoInfo, start: int) -> Generator[av.Vi
     first = info.timestamps.pts(0)
     for back in STEPS_BACK:
         position = target - int(back / Fraction(*info.time_base))
-        if position <= first:
+        if position <= first and not info.skipped:
             break
         with open_source(path) as container:
             stream = _prepare(container, info)
@@ -180,6 +189,7 @@ def _prepare(container: av.container.InputContainer, info: VideoInfo) -> av.vide
     stream = container.streams[info.stream_index]
     assert isinstance(stream, av.video.VideoStream)
     stream.thread_type = "AUTO"
+    bound_pixels(stream, info.width * info.height)  # a picture that grows midway is refused anyway
     return stream
 
 

@@ -24,8 +24,10 @@ Codec = Literal["h264", "h265"]
 Preset = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
 ]
-PixFmt = Literal["auto", "yuv420p", "yuv444p", "yuv420p10le", "yuv444p10le"]
-Container = Literal["mp4", "mkv", "mov"]
+PixFmt = Literal[
+    "auto", "yuv420p", "yuv444p", "yuv420p10le", "yuv444p10le", "rgb24", "rgb48be", "rgb48le", "gbrp10be", "gbrpf32le"
+]
+Container = Literal["mp4", "mkv", "mov", "png", "tiff", "dpx", "exr"]
 
 DEFAULT_CRF = {"h264": 18, "h265": 20}
 LARGEST_CRF = 51
@@ -53,9 +55,12 @@ class EncodeParams:
     preset: Preset = "medium"
     """Speed of the encoder, ultrafast to placebo; slower makes smaller files."""
     pix_fmt: PixFmt = "auto"
-    """Pixel format; auto: 4:2:0 (4:4:4 where a side is odd) with 8 bits, or 10 for sources deeper than 8."""
+    """Pixel format; auto: 4:2:0 (4:4:4 where a side is odd) with 8 bits, or 10 for sources deeper than 8.
+
+    Images have formats of their own: png rgb24 (8 bits) or rgb48be (16), tiff rgb48le or rgb24, dpx gbrp10be, exr
+    gbrpf32le (written as half)."""
     container: Container = "mp4"
-    """Kind of the finished file: mp4, mkv (holds every kind of stream) or mov."""
+    """Kind of the finished file: mp4, mkv (holds every kind of stream), mov; or images: png, tiff, dpx, exr."""
     threads: int = 4
     """Encoder threads; a fixed number, because it changes the encoder's result."""
 
@@ -91,6 +96,8 @@ def resolve(params: EncodeParams, info: VideoInfo, out_width: int, out_height: i
     pix_fmt = params.pix_fmt
     if pix_fmt == "auto":
         pix_fmt = cast(PixFmt, f"yuv{'444' if odd else '420'}p{depth}")
+    if not pix_fmt.startswith("yuv"):
+        raise UserError(f"pixel format {pix_fmt} is for images, not for {params.container}; choose yuv420p or auto")
     if odd and pix_fmt.startswith("yuv420p"):
         raise UserError(
             f"pixel format {pix_fmt} cannot hold the odd output size {out_width}x{out_height} exactly; choose "
@@ -135,27 +142,27 @@ def encode_segment(
     scales = {"movie_timescale": str(timescale), "video_track_timescale": str(timescale)}
     frames = 0
     packets = 0
-    with _writing(path):
+    with writing(path):
         container = av.open(file_url(path), "w", format=SEGMENT_FORMAT, options=scales)
     try:
-        with _writing(path):
+        with writing(path):
             stream = _add_stream(container, info, encode, width, height, rate)
         for planes in chunks:
             for y, u, v in zip(*planes, strict=True):
                 frame = _frame((y, u, v), encode.pix_fmt, width, height)
                 frame.pts = frames
                 frame.time_base = 1 / rate
-                with _writing(path):
+                with writing(path):
                     packets += _mux(container, stream.encode(frame), packets, encode.codec)
                 frames += 1
         if not frames:
             raise FlashvsrError(f"no frames came for segment {str(path)!r}; at least 1 is needed")
-        with _writing(path):
+        with writing(path):
             packets += _mux(container, stream.encode(), packets, encode.codec)
     except BaseException:
         _abandon(container)
         raise
-    with _writing(path):
+    with writing(path):
         container.close()
     return EncodedSegment(frames, Path(path).stat().st_size, width, height)
 
@@ -257,7 +264,7 @@ def _frame(planes: tuple[np.ndarray, ...], pix_fmt: str, width: int, height: int
 
 
 @contextmanager
-def _writing(path: str | Path) -> Iterator[None]:
+def writing(path: str | Path) -> Iterator[None]:
     """Turns faults of encoder and muxer into errors that name the file; full disks into UserError."""
     try:
         yield

@@ -21,6 +21,7 @@ from tasks.media.encode import SMALLEST_TIMESCALE, EncodeParams
 from tasks.media.ffmpeg import run_ffmpeg
 from tasks.media.probe import StreamInfo, VideoInfo
 from tasks.media.source import FORMATS, PROTOCOLS, file_url, open_source, os_reason, video_streams
+from tasks.media.stills import PICTURES as PICTURES_ALONE
 
 MUXER = {"mp4": "mp4", "mov": "mov", "mkv": "matroska"}
 TEXT_SUBTITLES = {"subrip", "ass", "ssa", "webvtt", "mov_text", "text", "ttml"}
@@ -78,7 +79,7 @@ def merge(
     carried = _carry(info, encode)
     with tempfile.TemporaryDirectory(prefix=".merge-", dir=Path(output_path).resolve().parent) as folder:
         listing = _write_list(Path(folder), segments, Fraction(*info.frame_rate))
-        concat = {"format": "concat", "safe": "0", "protocol_whitelist": PROTOCOLS}
+        concat = {"format": "concat", "safe": "0", "protocol_whitelist": PROTOCOLS, "format_whitelist": "concat,mov"}
         rate = Fraction(*info.frame_rate)
         timescale = rate.numerator * -(-SMALLEST_TIMESCALE // rate.numerator)
         picture: FilterableStream
@@ -94,13 +95,54 @@ def merge(
             picture = ffmpeg.input(
                 file_url(timed), itsoffset=f"{info.start_time:.6f}", protocol_whitelist=PROTOCOLS, format="mov"
             )
-        source = ffmpeg.input(file_url(source_path), protocol_whitelist=PROTOCOLS, format_whitelist=FORMATS)
-        # With no stream to carry, a map that matches nothing keeps the source an input: its metadata is wanted.
-        others = [source[str(index)] for index in carried.indices] or [source["t:9999?"]]
-        streams = [picture["v:0"], *others]
         options = _output_options(info, encode, timescale, carried) | carried.codecs
+        streams = [picture["v:0"]]
+        if info.container in PICTURES_ALONE:
+            options |= {"map_metadata": -1, "map_chapters": -1}
+        else:
+            cut, lasting = _excerpt(info)
+            options |= lasting
+            source = ffmpeg.input(file_url(source_path), protocol_whitelist=PROTOCOLS, format_whitelist=FORMATS, **cut)
+            # With no stream to carry, a map that matches nothing keeps the source an input: its metadata is wanted.
+            others = {index: source[str(index)] for index in carried.indices}
+            if info.excerpt is not None:
+                others |= _trimmed_subtitles(source_path, info, encode, carried, Path(folder), program)
+            streams += others.values() or [source["t:9999?"]]
         run_ffmpeg(ffmpeg.output(*streams, file_url(output_path), **options), program)
     return tuple(carried.notes)
+
+
+def _excerpt(info: VideoInfo) -> tuple[dict[str, str], dict[str, str]]:
+    """Options of the source and of the output that leave of sound, subtitles and chapters what a trimmed video has."""
+    if info.excerpt is None:
+        return {}, {}
+    start, end = info.excerpt
+    length = {} if end is None else {"t": f"{end - start:.6f}"}
+    # Seeking lands on a key frame of the picture; what sound has between that and the start is not wanted.
+    return {"ss": f"{start:.6f}", **length}, {"copypriorss": "0", **length}
+
+
+def _trimmed_subtitles(
+    source_path: str | Path,
+    info: VideoInfo,
+    encode: EncodeParams,
+    carried: _Carried,
+    folder: Path,
+    program: str | None,
+) -> dict[int, FilterableStream]:
+    """Subtitles that will be converted, trimmed beforehand: while converting, ffmpeg keeps those before the start and
+    moves all of them so that the first is at zero."""
+    cut, lasting = _excerpt(info)
+    found = {}
+    for stream in info.streams:
+        if stream.kind != "subtitle" or stream.index not in carried.indices or stream.codec in holds(encode.container):
+            continue
+        kind = next(name for name in ("mkv", "mp4") if stream.codec in holds(name))
+        path = folder / f"subtitle{stream.index}.{kind}"
+        source = ffmpeg.input(file_url(source_path), protocol_whitelist=PROTOCOLS, format_whitelist=FORMATS, **cut)
+        run_ffmpeg(ffmpeg.output(source[str(stream.index)], file_url(path), c="copy", **lasting), program)
+        found[stream.index] = ffmpeg.input(file_url(path), protocol_whitelist=PROTOCOLS, format_whitelist=FORMATS)["0"]
+    return found
 
 
 def _output_options(info: VideoInfo, encode: EncodeParams, timescale: int, carried: _Carried) -> dict[str, str | int]:

@@ -15,8 +15,9 @@ import av.video
 import numpy as np
 
 from flashvsr_core.errors import BadInput
-from tasks.media.source import open_source, os_reason, video_streams
-from tasks.media.structure import cut_short, states_its_size
+from tasks.media.limits import DEFAULT_LIMITS, Limits
+from tasks.media.source import bound_pixels, open_source, os_reason, video_streams
+from tasks.media.structure import cut_short, foreign_media, states_its_size
 from tasks.media.tags import (
     COLORSPACES,
     MATRIX_OF_TAG,
@@ -27,10 +28,9 @@ from tasks.media.tags import (
     guess_matrix,
     name_of,
 )
-from tasks.media.timestamps import Timestamps, average_rate, constant_rate
+from tasks.media.timestamps import LARGEST_RATE, Timestamps, average_rate, constant_rate
 
 FALLBACK_RATE = Fraction(25)  # of a single frame whose file names no rate
-LARGEST_RATE = 1000  # frames per second; a "rate" above it is a time base
 DISPLAY_MATRIX = av.sidedata.sidedata.Type.DISPLAYMATRIX
 # Containers whose duration is a promise made before the data; missing packets show there.
 DECLARING = ("matroska", "flv", "asf")
@@ -85,6 +85,9 @@ class VideoInfo:
     chapters: int
     truncated: bool
     damage: str | None  # what is missing or corrupt, None for a sound file
+    skipped: int = 0  # frames of the source before the first of these, where it was trimmed
+    # Seconds of the programme that are kept, where it was trimmed; None at the end: to its end.
+    excerpt: tuple[float, float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,19 @@ class _Packets:
     error: str | None
 
 
-def probe(path: str | Path, allow_truncated: bool = False) -> VideoInfo:
+def probe(path: str | Path, allow_truncated: bool = False, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
     """Describe the video at `path`; raises BadInput naming the finding and the remedy.
 
     With `allow_truncated` a file cut short is described as far as it can be read, with `truncated` set.
     """
     name = repr(str(path))
     with open_source(path) as container:
+        if reference := foreign_media(path):
+            raise BadInput(f"{name} {reference}; give a file that holds its media itself")
+        limits.check_streams(name, len(container.streams))
         stream = _video_stream(name, container)
-        packets = _read_packets(container, stream)
+        limits.check_size(name, stream.codec_context.width, stream.codec_context.height)
+        packets = _read_packets(name, container, stream, limits)
         declared = _declared_duration(path, container)
         streams = tuple(_stream_info(s) for s in container.streams)
         chapters = len(container.chapters())
@@ -121,7 +128,7 @@ def probe(path: str | Path, allow_truncated: bool = False) -> VideoInfo:
     finding = _truncation(path, packets, declared)
     if not packets.pts:
         raise BadInput(f"{name} has a video stream without frames; give a file with at least one frame")
-    frame = _first_frame(path, name)
+    frame = _first_frame(path, name, limits)
     pts = _display_times(packets, frame, finding is not None)
     if not len(pts):
         raise BadInput(f"{name} has no frame that can be decoded; copy it again from where it came from")
@@ -137,10 +144,11 @@ def probe(path: str | Path, allow_truncated: bool = False) -> VideoInfo:
         pts = np.array([int(pts[0]) + round(i / (constant * time_base)) for i in range(len(pts))], dtype=np.int64)
     rate = constant or average_rate(pts, time_base) or FALLBACK_RATE
     damage = finding or (f"{len(packets.corrupt)} video packets are damaged" if packets.corrupt else None)
+    limits.check_duration(name, float(int(pts[-1] - pts[0]) * time_base))
     depth = max(component.bits for component in frame.format.components)
     colorspace = name_of(COLORSPACES, frame.colorspace)
     color_range = name_of(RANGES, frame.color_range)
-    matrix = _matrix(name, frame, colorspace)
+    matrix = default_matrix(name, frame, colorspace)
     return VideoInfo(
         width=frame.width,
         height=frame.height,
@@ -186,7 +194,9 @@ def _video_stream(name: str, container: av.container.InputContainer) -> av.video
     raise BadInput(f"{name} has no video stream; give a file with moving pictures")
 
 
-def _read_packets(container: av.container.InputContainer, video: av.video.VideoStream) -> _Packets:
+def _read_packets(
+    name: str, container: av.container.InputContainer, video: av.video.VideoStream, limits: Limits
+) -> _Packets:
     """Go through the whole file once. Packets an edit list hides, and invisible VP8 frames, are no frames."""
     pts: list[int] = []
     dts: list[int] = []
@@ -215,6 +225,7 @@ def _read_packets(container: av.container.InputContainer, video: av.video.VideoS
             dts.append(packet.dts if packet.dts is not None else pts[-1])
             if packet.is_corrupt:
                 corrupt.append(len(pts) - 1)
+            limits.check_frames(name, len(pts))
     except av.FFmpegError as problem:
         error = os_reason(problem)
     # AVI stores one time per packet in coding order: with reordered frames it is no presentation time.
@@ -272,10 +283,11 @@ def _display_times(packets: _Packets, first: av.VideoFrame, truncated: bool) -> 
     return pts
 
 
-def _first_frame(path: str | Path, name: str) -> av.VideoFrame:
+def _first_frame(path: str | Path, name: str, limits: Limits) -> av.VideoFrame:
     """Decode one frame: shows that the file can be decoded and carries what packets do not say."""
     with open_source(path) as container:
         stream = video_streams(container)[0]
+        bound_pixels(stream, limits.max_pixels)
         try:
             frame = next(container.decode(stream), None)
         except av.FFmpegError as error:
@@ -294,7 +306,8 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
     return struct.unpack("=9i", bytes(found[0])) if found else None
 
 
-def _matrix(name: str, frame: av.VideoFrame, tag: str | None) -> Matrix:
+def default_matrix(name: str, frame: av.VideoFrame, tag: str | None) -> Matrix:
+    """The matrix a frame's tag means, or what players assume where it has none; BadInput for one we cannot undo."""
     if tag is None or frame.format.is_rgb:
         return guess_matrix(frame.width, frame.height)
     if tag not in MATRIX_OF_TAG:

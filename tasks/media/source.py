@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -21,23 +22,45 @@ FORMATS = (
 PROTOCOLS = "file"
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What is expected of a file: demuxers that may read it, and how messages call it."""
+
+    formats: str
+    name: str
+    accepted: str
+
+
+VIDEO = Kind(FORMATS, "a video file", "single files such as mp4, mov, mkv, webm, ts, avi (no playlists)")
+# How images begin, and the demuxer that reads one of that kind and nothing else (`image2` takes patterns from names).
+IMAGE_STARTS = (
+    (b"\x89PNG", "png_pipe"), (b"\xff\xd8\xff", "jpeg_pipe"), (b"II*\0", "tiff_pipe"), (b"MM\0*", "tiff_pipe"),
+    (b"\x76\x2f\x31\x01", "exr_pipe"), (b"SDPX", "dpx_pipe"), (b"XPDS", "dpx_pipe"), (b"RIFF", "webp_pipe"),
+    (b"BM", "bmp_pipe"),
+)  # fmt: skip
+IMAGE = Kind(
+    ",".join(sorted({demuxer for _, demuxer in IMAGE_STARTS})), "an image", "png, jpg, tiff, exr, dpx, webp, bmp"
+)
+
+
 def file_url(path: str | Path) -> str:
     """The path as ffmpeg takes it whatever its name contains (`:`, `%`, a leading `-`)."""
     return f"file:{os.path.abspath(path)}"
 
 
-def open_source(path: str | Path) -> av.container.InputContainer:
+def open_source(path: str | Path, kind: Kind = VIDEO) -> av.container.InputContainer:
     """Open for reading, restricted; raises BadInput with the reason where that fails. The caller closes it."""
     name = repr(str(path))
-    restrictions = {"format_whitelist": FORMATS, "protocol_whitelist": PROTOCOLS}
+    restrictions = {"format_whitelist": kind.formats, "protocol_whitelist": PROTOCOLS}
     try:
         if os.path.getsize(path) == 0 and os.path.isfile(path):
             raise BadInput(f"{name} is an empty file (0 bytes); copy it again from where it came from")
-        return av.open(file_url(path), container_options=restrictions, metadata_errors="replace")
+        demuxer = _image_demuxer(path) if kind is IMAGE else None
+        return av.open(file_url(path), format=demuxer, container_options=restrictions, metadata_errors="replace")
     except FileNotFoundError as error:
         raise BadInput(f"{name} does not exist; check the path") from error
     except IsADirectoryError as error:
-        raise BadInput(f"{name} is a directory; give the path of one video file") from error
+        raise BadInput(f"{name} is a directory; give the path of {kind.name}") from error
     except PermissionError as error:
         raise BadInput(f"{name} is not readable by this user (permission denied); change its permissions") from error
     except av.EOFError as error:
@@ -52,11 +75,20 @@ def open_source(path: str | Path) -> av.container.InputContainer:
             ) from error
         reason = "" if error.errno in (errno.EINVAL, None) else f" ({os_reason(error)})"
         raise BadInput(
-            f"{name} is not a video file of an accepted kind{reason}; accepted are single files such as mp4, mov, mkv, "
-            "webm, ts, avi (no playlists)"
+            f"{name} is not {kind.name} of an accepted kind{reason}; accepted are {kind.accepted}"
         ) from error
     except OSError as error:
         raise BadInput(f"{name} cannot be read: {os_reason(error)}; check the disk or copy the file again") from error
+
+
+def _image_demuxer(path: str | Path) -> str:
+    """By content: libavformat goes by the name where it can, and then wants `image2`."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    for start, demuxer in IMAGE_STARTS:
+        if head.startswith(start):
+            return demuxer
+    raise BadInput(f"{str(path)!r} is not an image of an accepted kind; accepted are {IMAGE.accepted}")
 
 
 def os_reason(error: Exception) -> str:
@@ -68,3 +100,9 @@ def video_streams(container: av.container.InputContainer) -> list[av.video.Video
     """Moving pictures of a file: cover art is a picture, not the video."""
     cover = av.stream.Disposition.attached_pic
     return [stream for stream in container.streams.video if not stream.disposition & cover]
+
+
+def bound_pixels(stream: av.video.VideoStream, pixels: int) -> None:
+    """Have the decoder refuse pictures of more pixels, before it takes memory for them."""
+    # Coded sizes are rounded up to whole blocks.
+    stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(pixels + (1 << 20))}

@@ -107,3 +107,52 @@ def _transport_stream(file: BinaryIO, size: int) -> str | None:
     if len(head) == 188 * 3 and all(head[i] == TS_SYNC for i in (0, 188, 376)) and size % 188:
         return f"the last packet has {size % 188} of 188 bytes"
     return None
+
+
+def foreign_media(path: str | Path) -> str | None:
+    """How an mp4 or mov file says that its media lies elsewhere (data references, reference movies); None if not."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if file.read(8)[4:8] not in FIRST_BOXES:
+            return None
+        for kind, start, stop in _walk(file, 0, size, 0):
+            if kind == b"rmra":
+                return "is a reference movie, which only names other files"
+            if kind == b"dref":
+                file.seek(start + 8)  # version, flags, number of entries
+                for entry, body, end in _children(file, start + 8, stop):
+                    file.seek(body)
+                    own = file.read(4)[3:] == b"\x01"
+                    if not own and end - body > 4:
+                        return f"keeps its media in another file (data reference {entry!r})"
+    return None
+
+
+def _walk(file: BinaryIO, start: int, stop: int, depth: int) -> Iterator[tuple[bytes, int, int]]:
+    """Boxes on the way to data references, with where their content starts and ends."""
+    way = (b"moov", b"trak", b"mdia", b"minf", b"dinf")
+    for kind, body, end in _children(file, start, stop):
+        if (depth == 1 and kind == b"rmra") or (depth == len(way) and kind == b"dref"):
+            yield kind, body, end
+        elif depth < len(way) and kind == way[depth]:
+            yield from _walk(file, body, end, depth + 1)
+
+
+def _children(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
+    """Boxes between two positions: kind, where the content starts, where it ends."""
+    at = start
+    while at + 8 <= stop:
+        file.seek(at)
+        head = file.read(16)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack(">I4s", head[:8])
+        body = 8
+        if length == 1 and len(head) == 16:
+            length, body = struct.unpack(">Q", head[8:])[0], 16
+        elif length == 0:
+            length = stop - at
+        if length < body:
+            return
+        yield kind, at + body, min(at + length, stop)
+        at += length

@@ -9,11 +9,15 @@ from functools import cached_property
 
 import numpy as np
 
+from flashvsr_core.errors import UserError
+
 STANDARD_RATES = tuple(Fraction(n) for n in (24, 25, 30, 48, 50, 60, 100, 120))
 STANDARD_RATES += tuple(Fraction(n * 1000, 1001) for n in (24, 30, 60, 120))
 # A rate is constant when all frames lie within less than one tick (containers round to ticks) or this many seconds:
 # Matroska's millisecond after another container's rounding.
 TOLERANCE = Fraction(11, 10000)
+LARGEST_RATE = 1000  # frames per second; a "rate" above it is a time base
+NEAR_RATE = Fraction(1, 200)  # frames per second by which 23.976 and its like are rounded
 FINE = 4  # ticks per frame; with fewer, a tick is no rounding error but a good part of a frame
 
 
@@ -66,3 +70,17 @@ def _explains(rate: Fraction, pts: np.ndarray, time_base: Fraction) -> bool:
     spread = Fraction(int(deviation.max() - deviation.min()), step.denominator)
     rounded = spread < 1 and step >= FINE
     return rounded or spread * time_base <= TOLERANCE
+
+
+def parse_rate(text: str | None) -> Fraction | None:
+    """Frames per second such as 24, 23.976 (which means 24000/1001) or 30000/1001."""
+    if text is None:
+        return None
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 0 < rate <= LARGEST_RATE:
+        raise UserError(f"fps {text!r} is no rate up to {LARGEST_RATE}; write for example 24, 23.976 or 30000/1001")
+    broadcast = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
+    return broadcast if rate.denominator > 1 and abs(rate - broadcast) < NEAR_RATE else rate

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,31 @@ def fingerprint(url: str, cache_dir: Path) -> str:
     if protocol:
         with explained("look at", url):
             return remote.identity(protocol, key)
-    before = _stamp(key)
-    memory = urls.join(str(cache_dir), "fingerprints", hashlib.sha256(os.fsencode(key)).hexdigest()[:32] + ".json")
+    return _fingerprint([key], cache_dir)
+
+
+def fingerprint_all(files: Sequence[str], cache_dir: Path) -> str:
+    """`sha256:...` of several local files in this order, by their contents; names do not matter."""
+    return _fingerprint(list(files), cache_dir)
+
+
+def _fingerprint(files: list[str], cache_dir: Path) -> str:
+    before = [_stamp(file) for file in files]
+    label = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()[:32]
+    memory = urls.join(str(cache_dir), "fingerprints", label + ".json")
     remembered = _remembered(memory)
     if remembered.get("stamp") == before and isinstance(remembered.get("fingerprint"), str):
         return str(remembered["fingerprint"])
-    found = f"sha256:{urls.digest(url)}"
-    if _stamp(key) != before:
-        raise TransientError(f"{url} changed while it was read; run again when it is complete")
-    if time.time() - max(before["mtime_ns"], before["ctime_ns"]) / 1e9 > SETTLED:
-        urls.write_json(memory, {"stamp": before, "fingerprint": found})
-    return found
+    digests = [urls.digest(file) for file in files]
+    # One file is its own digest, as sha256sum gives it; several are the digest of theirs.
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    for file, stamp in zip(files, before, strict=True):
+        if _stamp(file) != stamp:
+            raise TransientError(f"{file} changed while it was read; run again when it is complete")
+    newest = max(max(stamp["mtime_ns"], stamp["ctime_ns"]) for stamp in before)
+    if time.time() - newest / 1e9 > SETTLED:
+        urls.write_json(memory, {"stamp": before, "fingerprint": f"sha256:{whole}"})
+    return f"sha256:{whole}"
 
 
 def _stamp(path: str) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_explicit_choices_are_kept_or_refused(info):
         ("codec", "av1", "codec 'av1' is not known; choose one of h264, h265"),
         ("crf", 52, "crf 52 is out of range; allowed are 0 to 51"),
         ("preset", "warp", "preset 'warp' is not known"),
-        ("pix_fmt", "rgb24", "pix_fmt 'rgb24' is not known"),
+        ("pix_fmt", "bgr24", "pix_fmt 'bgr24' is not known"),
         ("container", "avi", "container 'avi' is not known; choose one of mp4, mkv, mov"),
         ("threads", 0, "threads 0 is out of range; allowed are 1 to 64"),
     ],
