@@ -14,9 +14,10 @@ import pytest
 from tasks.media.probe import probe
 from tasks.storage import urls
 from tests.flows.clips import make_clip
+from tests.listen.aws import moto
 from tests.s3server import BUCKET
-from tests.system.processes import ROOT
-from tests.system.stack import FINISHED, INBOX, OUTBOX, PIXELS, Stack, kill_tree, message_of, stack
+from tests.system.processes import ROOT, running
+from tests.system.stack import FINISHED, FLASHVSR, INBOX, OUTBOX, PIXELS, Stack, kill_tree, message_of, stack
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
@@ -78,6 +79,25 @@ def test_an_event_makes_an_output(services: Stack, clip: bytes, tmp_path: Path) 
     assert services.api.upscalings(source) == ["COMPLETED"]
     assert services.versions("by event/") == {"by event/ä clip_2x.mp4": 1}
     assert frames(services, "by event/ä clip_2x.mp4", tmp_path) == 72
+
+
+def test_a_queue_makes_one_event_of_every_object_version(services: Stack) -> None:
+    """Redelivered messages and the double notice of a multipart upload included; nothing is triggered by this inbox."""
+    with moto() as aws:
+        aws.s3.put_object(Bucket="videos", Key="in/a clip+1.mp4", Body=b"1")
+        aws.put_in_parts("in/large.mp4")
+        aws.s3.put_object(Bucket="videos", Key="in/a clip+1.mp4", Body=b"2")
+        aws.s3.put_object(Bucket="videos", Key="other/a.mp4", Body=b"1")
+        found = aws.sqs.receive_message(QueueUrl=aws.queue_url, MaxNumberOfMessages=10)["Messages"]
+        for message in found:
+            aws.sqs.send_message(QueueUrl=aws.queue_url, MessageBody=message["Body"])
+        command = [*FLASHVSR, "listen", "--inbox", "s3://videos/in", "--sqs", aws.queue_url]
+        with running(command, services.env | aws.env, services.home / "queue.log"):
+            services.api.until(lambda: aws.waiting() == 0, 240, "an empty queue")
+    wanted = {"filter": {"event": {"name": ["s3.object.created"]}, "resource": {"id_prefix": ["s3.object.videos/"]}}}
+    time.sleep(2)  # for the server to store what it has accepted
+    events = services.api.call("POST", "/events/filter", wanted)["events"]
+    assert sorted(event["payload"]["key"] for event in events) == ["in/a clip+1.mp4", "in/a clip+1.mp4", "in/large.mp4"]
 
 
 def test_the_scheduled_sweep_makes_up_for_the_listener(services: Stack, clip: bytes, tmp_path: Path) -> None:
