@@ -12,11 +12,21 @@ from flashvsr_core.errors import UserError
 
 TOKEN = "FLASHVSR_LISTEN_TOKEN"
 
+
+def _whole(_type: object, value: str, delimiter: str | None = None) -> list[str]:
+    """The variables name one place each, and `flashvsr deploy` takes them as they are: names may have spaces."""
+    return [value]
+
+
 Inboxes = Annotated[
-    list[str], Parameter(env_var="FLASHVSR_INBOX", help="Bucket or prefix (s3://...) to watch; may be repeated.")
+    list[str],
+    Parameter(
+        env_var="FLASHVSR_INBOX", env_var_split=_whole, help="Bucket or prefix (s3://...) to watch; may be repeated."
+    ),
 ]
 Outboxes = Annotated[
-    list[str] | None, Parameter(env_var="FLASHVSR_OUTBOX", help="Output root; objects under it are ignored.")
+    list[str] | None,
+    Parameter(env_var="FLASHVSR_OUTBOX", env_var_split=_whole, help="Output root; objects under it are ignored."),
 ]
 Http = Annotated[str | None, Parameter(help="ADDRESS:PORT to take webhooks at; a port alone means loopback.")]
 

@@ -9,8 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ import psutil
 
 from tasks.storage import urls
 from tests.s3server import BUCKET, Weed
+from tests.system.api import Api
 from tests.system.processes import ROOT, free_port, prefect_env, running, wait_for
 
 FINISHED = "finished"  # the outbox's bucket
 TOKEN = "a-long-token-for-tests"
 INBOX, OUTBOX = f"s3://{BUCKET}/in", f"s3://{FINISHED}/out"
-ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 PIXELS = {
     "params": {"model": "nano", "scale": 2, "preroll": 8},
     "encode": {"preset": "ultrafast", "threads": 2},
@@ -59,7 +58,7 @@ class Stack:
             "FLASHVSR_ROOTS": f"s3://{BUCKET},s3://{FINISHED}",
             "FLASHVSR_LISTEN_TOKEN": TOKEN,
         }
-        self.api = httpx.Client(base_url=self.env["PREFECT_API_URL"], timeout=60)
+        self.api = Api(self.env, home)
         self._server: subprocess.Popen[bytes] | None = None
 
     # Services
@@ -71,7 +70,7 @@ class Stack:
             self._server = subprocess.Popen(
                 command, env=self.env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
-        wait_for(lambda: self.api.get("/health").status_code == 200, self._server, log, 240)
+        wait_for(lambda: self.api.client.get("/health").status_code == 200, self._server, log, 240)
 
     def stop_server(self) -> None:
         if self._server is not None:
@@ -101,62 +100,6 @@ class Stack:
         done = subprocess.run([*FLASHVSR, "deploy", *arguments], env=self.env, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
-
-    # Prefect's server, as its UI uses it
-
-    def call(self, method: str, path: str, body: Any = None) -> Any:
-        """One request; what passes (a restart, a locked database) is waited out, as the UI's user would."""
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                answer = self.api.request(method, path, json=body)
-                if answer.status_code < 500 or time.monotonic() > deadline:
-                    answer.raise_for_status()
-                    return answer.json() if answer.content else None
-            except httpx.TransportError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.5)
-
-    def deployment(self, name: str) -> dict[str, Any]:
-        return dict(self.call("GET", f"/deployments/name/{name}"))
-
-    def set_parameters(self, name: str, parameters: dict[str, Any]) -> None:
-        found = self.deployment(name)
-        self.call("PATCH", f"/deployments/{found['id']}", {"parameters": found["parameters"] | parameters})
-
-    def set_schedule(self, name: str, cron: str, active: bool) -> None:
-        found = self.deployment(name)
-        (schedule,) = found["schedules"]
-        body = {"schedule": {"cron": cron, "timezone": "UTC"}, "active": active}
-        self.call("PATCH", f"/deployments/{found['id']}/schedules/{schedule['id']}", body)
-
-    def start(self, name: str, parameters: dict[str, Any] | None = None) -> str:
-        body = {"parameters": parameters or {}, "state": {"type": "SCHEDULED"}}
-        return str(self.call("POST", f"/deployments/{self.deployment(name)['id']}/create_flow_run", body)["id"])
-
-    def run(self, run: str) -> dict[str, Any]:
-        return dict(self.call("GET", f"/flow_runs/{run}"))
-
-    def finish(self, run: str, seconds: float = 600) -> dict[str, Any]:
-        self.until(lambda: self.run(run)["state_type"] in ENDED, seconds, f"run {run}")
-        return self.run(run)
-
-    def runs_of(self, flow: str) -> list[dict[str, Any]]:
-        return list(self.call("POST", "/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}, "limit": 200}))
-
-    def upscalings(self, source: str) -> list[str]:
-        """States of every run of the main flow for one source."""
-        return [r["state_type"] for r in self.runs_of("upscale-video") if r["parameters"]["source"] == source]
-
-    def until(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if found := condition():
-                return found
-            time.sleep(0.5)
-        logs = [f"{p.name}: {p.read_text(errors='replace')[-2500:]}" for p in self.home.glob("*.log")]
-        raise AssertionError(f"{what}: not within {seconds} s\n" + "\n".join(logs))
 
     # The store
 
@@ -202,9 +145,9 @@ def stack(home: Path) -> Iterator[Stack]:
         made.s3.call_s3("put_bucket_versioning", Bucket=FINISHED, VersioningConfiguration=versioning)
         made.start_server()
         made.deploy("--inbox", INBOX, "--outbox", OUTBOX, "--dead-after", str(DEAD_AFTER))
-        made.set_schedule("inbox-sweep/inbox-sweep", "0 0 1 1 *", active=False)
-        made.set_parameters("inbox-sweep/inbox-sweep", PIXELS | {"min_age": 0, "look_again": 0.2})
-        made.set_parameters("upscale-on-object/upscale-on-object", PIXELS)
+        made.api.set_schedule("inbox-sweep/inbox-sweep", "0 0 1 1 *", active=False)
+        made.api.set_parameters("inbox-sweep/inbox-sweep", PIXELS | {"min_age": 0, "look_again": 0.2})
+        made.api.set_parameters("upscale-on-object/upscale-on-object", PIXELS)
         yield made
     finally:
         made.stop_server()
