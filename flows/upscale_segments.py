@@ -7,6 +7,7 @@ from prefect.states import State
 
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import FlashvsrError
+from tasks.events import SegmentFailed, tell
 from tasks.plan import read_plan
 from tasks.storage.jobs import Job, SegmentResult
 from tasks.upscale import upscale_segment
@@ -39,6 +40,8 @@ def upscale_segments(job: Job, indices: list[int], compute: ComputeParams, cache
         states[index] = future.state
     failures = {i: _error(state) for i, state in states.items() if not state.is_completed()}
     if failures:
+        for index, error in failures.items():
+            tell(SegmentFailed(index, str(error)))
         raise SegmentsFailed(failures)
     return [states[index].result() for index in indices]
 
