@@ -112,6 +112,12 @@ class JobPlan:
     def segments(self) -> tuple[SegmentPlan, ...]:
         return plan_segments(self.info.frames, self.segment_frames)
 
+    @property
+    def parameters(self) -> tuple[tuple[str, str], ...]:
+        """Every parameter that shapes the output, and its value, for people."""
+        fields = asdict(self.params) | asdict(self.encode) | {"segment_frames": self.segment_frames}
+        return tuple((name, str(value)) for name, value in fields.items())
+
     def to_json(self) -> dict[str, Any]:
         found = _plans.dump_python(self, mode="json")
         assert isinstance(found, dict)
