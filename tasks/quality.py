@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from tasks.media.decode import read_frames
 from tasks.media.probe import VideoInfo, probe
@@ -94,7 +96,6 @@ def measure(
     result: Path,
     source: Path,
     info: VideoInfo,
-    scale: int,
     joins: Sequence[int],
     seconds: float,
     pictures: int = 4,
@@ -112,7 +113,7 @@ def measure(
         start, stop = max(0, place - MARGIN), min(info.frames, place + MARGIN + 1)
         theirs = _read(source, info, start, stop)
         ours = _read(result, made, start, stop)
-        windows.append(window(place, start, theirs, ours, scale))
+        windows.append(window(place, start, theirs, ours))
         if place in show:
             middle = place - start
             sights.append(Sight(place, theirs[middle], ours[middle]))
@@ -143,9 +144,9 @@ def spread(places: Sequence[int]) -> list[int]:
     return ordered
 
 
-def window(place: int, start: int, source: np.ndarray, result: np.ndarray, scale: int) -> Window:
-    """Compare frames of the source, uint8 T H W 3, and the result, `scale` times as high and wide."""
-    small = reduced(result, scale)
+def window(place: int, start: int, source: np.ndarray, result: np.ndarray) -> Window:
+    """Compare frames of the source, uint8 T H W 3, and the result, larger than it."""
+    small = reduced(result, source.shape[1:3])
     ours, theirs = small @ LUMA, source.astype(np.float32) @ LUMA
     return Window(
         place,
@@ -157,13 +158,12 @@ def window(place: int, start: int, source: np.ndarray, result: np.ndarray, scale
     )
 
 
-def reduced(frames: np.ndarray, scale: int) -> np.ndarray:
-    """uint8 T (H scale) (W scale) 3 -> float32 T H W 3, the means of blocks."""
-    t, h, w, c = frames.shape
-    small = np.empty((t, h // scale, w // scale, c), dtype=np.float32)
+def reduced(frames: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """uint8 T H W 3 -> float32 T h w 3, `size` = (h, w): means of the areas that become one pixel."""
+    small = np.empty((len(frames), *size, 3), dtype=np.float32)
     for i, frame in enumerate(frames):  # frame by frame: eight 4K frames as float would take a gigabyte
-        blocks = frame.reshape(h // scale, scale, w // scale, scale, c)
-        small[i] = blocks.mean((1, 3), dtype=np.float32)
+        picture = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
+        small[i] = F.interpolate(picture, size, mode="area")[0].permute(1, 2, 0).numpy()
     return small
 
 

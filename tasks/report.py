@@ -7,7 +7,7 @@ import logging
 import platform
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -126,7 +126,7 @@ def look_at(result: Path, source: Path, plan: JobPlan, seconds: float, reference
     joins = [segment.start for segment in plan.segments[1:]]
     allowed = max(LEAST_LOOK, LOOK_SHARE * seconds)
     try:
-        found, sights = quality.measure(result, source, plan.info, plan.params.scale, joins, allowed)
+        found, sights = quality.measure(result, source, plan.info, joins, allowed)
         scores, notes = quality.or_note("no-reference scores", lambda: score([s.result for s in sights], present()))
         against: dict[str, float] = {}
         if reference is not None:
@@ -180,7 +180,7 @@ def make_report(
         notes=notes + look.notes,
         warnings=warnings,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command_of(plan, output.url),
+        command=command_of(plan, output.pattern or output.url),
         versions=versions_here() | plan.versions,
         computed=tuple(sorted(computed)),
         quality=look.quality,
@@ -217,6 +217,8 @@ def command_of(plan: JobPlan, output_url: str) -> str:
                 continue
             words += [option] if value is True else [f"{option}={v}" for v in _each(value)]
     words.append(f"--segment-frames={plan.segment_frames}")
+    words += [f"--{name}={value}" for name, value in asdict(plan.trim).items() if value is not None]
+    words += [f"--fps={plan.fps}"] if plan.fps is not None else []
     words += ["--allow-truncated"] if plan.allow_truncated else []
     words += ["--devices=cpu"] if plan.device_type == "cpu" else []
     return shlex.join(words)

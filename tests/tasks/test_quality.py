@@ -27,7 +27,7 @@ def enlarged(frames: np.ndarray, scale: int = 2) -> np.ndarray:
 
 def test_an_exact_enlargement_is_perfect() -> None:
     source = moving()
-    found = summarise([window(4, 0, source, enlarged(source), 2)], {4}, 0.0)
+    found = summarise([window(4, 0, source, enlarged(source))], {4}, 0.0)
     assert found.stability == pytest.approx(1.0, abs=0.01)
     assert (found.flicker, found.color_drift, found.color_bias) == (0.0, 0.0, (0.0, 0.0, 0.0))
     assert (found.joins[0].frame, found.joins[0].excess, found.joins[0].cut) == (4, 0.0, False)
@@ -37,17 +37,17 @@ def test_a_step_at_a_join_is_found_and_one_elsewhere_is_not_its_fault() -> None:
     source = moving()
     result = enlarged(source).astype(np.int16)
     result[4:] += 3
-    found = summarise([window(4, 0, source, result.astype(np.uint8), 2)], {4}, 0.0)
+    found = summarise([window(4, 0, source, result.astype(np.uint8))], {4}, 0.0)
     assert found.joins[0].excess == pytest.approx(3.0, abs=0.2)
     assert found.color_drift == pytest.approx(3.0, abs=0.2)
-    other = summarise([window(5, 1, source[1:], result[1:].astype(np.uint8), 2)], {5}, 0.0)
+    other = summarise([window(5, 1, source[1:], result[1:].astype(np.uint8))], {5}, 0.0)
     assert other.joins[0].excess == pytest.approx(0.0, abs=0.1)
 
 
 def test_flicker_shows_in_stability() -> None:
     source = np.full((9, 32, 48, 3), 100, np.uint8) + np.arange(9, dtype=np.uint8)[:, None, None, None]
     result = enlarged(source) + (np.arange(9, dtype=np.uint8) % 2 * 4)[:, None, None, None]
-    found = summarise([window(4, 0, source, result, 2)], set(), 0.0)
+    found = summarise([window(4, 0, source, result)], set(), 0.0)
     assert found.stability is not None
     assert found.stability > 2
     assert found.flicker == pytest.approx(4.0, abs=0.1)
@@ -55,13 +55,13 @@ def test_flicker_shows_in_stability() -> None:
 
 def test_a_still_source_has_no_ratio() -> None:
     still = np.full((5, 32, 48, 3), 90, np.uint8)
-    assert summarise([window(2, 0, still, enlarged(still), 2)], set(), 0.0).stability is None
+    assert summarise([window(2, 0, still, enlarged(still))], set(), 0.0).stability is None
 
 
 def test_a_scene_cut_is_no_fault_of_the_join() -> None:
     source = moving()
     source[4:] = 255 - source[4:] // 2
-    assert summarise([window(4, 0, source, enlarged(source), 2)], {4}, 0.0).joins[0].cut
+    assert summarise([window(4, 0, source, enlarged(source))], {4}, 0.0).joins[0].cut
 
 
 def test_places_are_bounded_and_spread() -> None:
@@ -79,12 +79,12 @@ def test_measure_reads_both_files(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4", 24, sound=False)
     big = tmp_path / "big.mp4"
     run("-i", source, "-vf", "scale=96:64:flags=neighbor", "-c:v", "libx264", "-qp", "0", "-pix_fmt", "yuv444p", big)
-    found, sights = measure(big, source, probe(source), 2, [8, 16], 60.0)
+    found, sights = measure(big, source, probe(source), [8, 16], 60.0)
     assert [join.frame for join in found.joins] == [8, 16]
     assert found.color_drift < 1.5
     assert sights[0].result.shape == (64, 96, 3)
     assert sights[0].source.shape == (32, 48, 3)
-    hurried, _ = measure(big, source, probe(source), 2, [8, 16], 0.0)
+    hurried, _ = measure(big, source, probe(source), [8, 16], 0.0)
     assert 0 < hurried.frames_measured < found.frames_measured
 
 

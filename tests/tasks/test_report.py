@@ -14,6 +14,7 @@ from flashvsr_core.config import UpscaleParams
 from flows.cli.main import app
 from tasks import html, report
 from tasks.media.encode import EncodeParams
+from tasks.media.trim import Trim
 from tasks.report import Look, OutputFile, RunReport, command_of, look_at, make_report, read_report
 from tasks.storage import urls
 from tasks.storage.jobs import SegmentResult
@@ -74,7 +75,9 @@ def test_a_report_of_version_1_can_be_read(made: Made, made_report: RunReport) -
 def test_the_command_makes_the_same(made: Made) -> None:
     import shlex
 
-    plan = replace(made.plan, params=replace(made.plan.params, scenes=(8, 20)))
+    plan = replace(
+        made.plan, params=replace(made.plan.params, scenes=(8, 20)), trim=Trim("0.5", "20f"), fps="24000/1001"
+    )
     words = shlex.split(command_of(plan, "/out dir/x.mp4"))
     assert words[:2] == ["flashvsr", "run"]
     _, bound, _ = app.parse_args(words[1:], exit_on_error=False, print_error=False)
@@ -84,6 +87,7 @@ def test_the_command_makes_the_same(made: Made) -> None:
     assert given["params"] == plan.params
     assert given["encode"] == plan.encode
     assert given["segment_frames"] == plan.segment_frames
+    assert (given["trim"], given["fps"]) == (plan.trim, plan.fps)
     assert isinstance(given["params"], UpscaleParams)
     assert isinstance(given["encode"], EncodeParams)
 
