@@ -46,7 +46,7 @@ class Stack:
         self.weed = Weed(
             home / "weed",
             f'[notification.webhook]\nenabled = true\nendpoint = "http://127.0.0.1:{self.hook_port}/"\n'
-            f'bearer_token = "{TOKEN}"\nevent_types = ["create"]\npath_prefixes = ["/buckets/{BUCKET}/in"]\n',
+            f'bearer_token = "{TOKEN}"\nevent_types = ["create", "update"]\npath_prefixes = ["/buckets/{BUCKET}/in"]\n',
         )
         self.port = free_port()
         self.env = prefect_env(home / "prefect", self.port) | {
