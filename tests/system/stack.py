@@ -57,6 +57,8 @@ class Stack:
             "FLASHVSR_WORK": str(home / "work"),
             "FLASHVSR_ROOTS": f"s3://{BUCKET},s3://{FINISHED}",
             "FLASHVSR_LISTEN_TOKEN": TOKEN,
+            # Tiny clips gain nothing from threads, and on a busy machine threads wait for each other.
+            "OMP_NUM_THREADS": "1",
         }
         self.api = Api(self.env, home)
         self._server: subprocess.Popen[bytes] | None = None
