@@ -43,7 +43,10 @@ def observed(function: Callable[P, R]) -> Callable[P, R]:
         token = _progress.set(progress)
         with ExitStack() as stack:
             stack.callback(_progress.reset, token)
-            stack.enter_context(listening(progress, RunLog(), echo=True))
+            run_log = RunLog()
+            # Prefect sends logs in batches; a server that ends with the command must have got the last one.
+            stack.callback(run_log.flush)
+            stack.enter_context(listening(progress, run_log, echo=True))
             stack.enter_context(counted(settings.metrics()))
             stack.enter_context(run_artifacts(progress))
             status = "failed"
