@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from tasks.events import RunEnded
+
 
 class _Reminder(logging.Handler):
     """Raises an interrupt again at the next event of the main thread.
@@ -24,7 +26,8 @@ class _Reminder(logging.Handler):
         raise KeyboardInterrupt
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.interrupted and threading.current_thread() is threading.main_thread():
+        ended = isinstance(getattr(record, "event", None), RunEnded)  # nothing is left to stop, and all shall hear it
+        if self.interrupted and not ended and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
 
 
