@@ -11,7 +11,7 @@ import platformdirs
 from prefect import flow
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
-from flashvsr_core.errors import TransientError, UserError
+from flashvsr_core.errors import FlashvsrError, TransientError, UserError
 from flows import settings
 from flows.results import result_storage
 from flows.runners import settled, shared_api, task_runner
@@ -21,7 +21,16 @@ from tasks.assemble import assemble
 from tasks.events import JobPlanned, SegmentReused, StageEntered, tell
 from tasks.media.encode import EncodeParams
 from tasks.plan import JobPlan, Request, parse_plan, plan_job, settle_plan
-from tasks.report import OutputFile, RunReport, announce_output, make_report, own_output, read_report, report_beside
+from tasks.report import (
+    OutputFile,
+    RunReport,
+    announce_output,
+    make_report,
+    own_output,
+    read_report,
+    recorded_output,
+    report_beside,
+)
 from tasks.storage import urls
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
 from tasks.storage.lease import Lease, hold
@@ -82,7 +91,7 @@ def upscale_video(
                 _forget(job)
             plan = _begin(job, settle_plan(job, planned))
             results, computed, notes, published = _produce(
-                job, plan, compute, cache_dir, lease, verify, request.output_url
+                job, plan, compute, cache_dir, lease, verify, request.output_url, force or mine is not None
             )
             report = make_report(job, plan, published, results, computed, time.monotonic() - begun, plan.notes + notes)
         if not keep_segments:
@@ -127,17 +136,20 @@ def _produce(
     lease: Lease,
     verify: Depth,
     output_url: str,
+    overwrite: bool,
 ) -> tuple[tuple[SegmentResult, ...], frozenset[int], tuple[str, ...], OutputFile]:
     """Segments, merge, verification, publication."""
     work = cache_dir / "work"
     _sweep(work, job)
     work.mkdir(parents=True, exist_ok=True)
+    _abort_uploads(job, output_url)
     computed: frozenset[int] = frozenset()
     with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name:
         for attempt in range(ROUNDS):
             computed |= _compute_missing(job, plan, compute, cache_dir, lease)
+            _sweep(work, job, keep=Path(name))  # of workers that died
             try:
-                merged, notes = assemble(job, plan, Path(name), cache_dir)
+                merged, notes = assemble(job, plan, Path(name), cache_dir, compute)
                 break
             except DamagedSegment as error:
                 # Its record is gone: the next round redoes this segment and no other.
@@ -148,10 +160,35 @@ def _produce(
         lease.check()
         tell(StageEntered("publish"), f"publishing {output_url}")
         output = announce_output(job, merged, output_url)
-        urls.publish(merged, output_url, overwrite=True, sha256=output.sha256, consume=True)
+        _publish(job, merged, output, overwrite)
     tell(StageEntered("report"))
     results = job.finished()
     return tuple(results[segment.index] for segment in plan.segments), computed, notes, output
+
+
+def _publish(job: Job, merged: Path, output: OutputFile, overwrite: bool) -> None:
+    try:
+        urls.publish(merged, output.url, overwrite, sha256=output.sha256, consume=True)
+    except FileExistsError as error:
+        # A store may take an upload, lose its answer, and refuse what its client then tries again.
+        if own_output(job, output.url) is None:
+            raise UserError(
+                f"{output.url} appeared while this job ran, made by somebody else; use --force to replace it"
+            ) from error
+
+
+def _abort_uploads(job: Job, output_url: str) -> None:
+    """Give up what killed runs of this job were uploading; this run holds the job's lease."""
+    announced = recorded_output(job)
+    try:
+        count = urls.abort_uploads(job.url, below=True)
+        if announced is not None and announced.url == output_url:
+            count += urls.abort_uploads(output_url, below=False)
+    except FlashvsrError as error:
+        log.info("unfinished uploads of earlier runs were not looked for: %s", error)
+    else:
+        if count:
+            log.info("gave up %d unfinished uploads of earlier runs", count)
 
 
 def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir: Path, lease: Lease) -> frozenset[int]:
@@ -181,7 +218,8 @@ def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir:
     return missing
 
 
-def _sweep(work: Path, job: Job) -> None:
-    """Remove what killed runs of this job left behind; this run holds the job's lease."""
+def _sweep(work: Path, job: Job, keep: Path | None = None) -> None:
+    """Remove what killed runs or workers of this job left behind; this run holds the job's lease."""
     for leftover in work.glob(f"{job.work_prefix}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover != keep:
+            shutil.rmtree(leftover, ignore_errors=True)

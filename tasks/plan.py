@@ -1,6 +1,8 @@
 """Planning: what a source is, what will be made of it, and the job that identifies the work."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,7 @@ from tasks.media import encode as encoding
 from tasks.media.encode import SEGMENT_FORMAT, Container, EncodeParams
 from tasks.media.probe import VideoInfo, probe
 from tasks.storage import urls
+from tasks.storage.cache import SourceCache
 from tasks.storage.fingerprint import fingerprint
 from tasks.storage.jobs import Job, job_key
 
@@ -131,8 +134,8 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     if output == source:
         raise UserError(f"output {output} is the source itself; choose another OUTPUT")
     container = container_of(output)
-    path = _local_source(source, cache_dir)
-    info = probe(path, allow_truncated=request.allow_truncated)
+    with _local_source(source, request.compute, cache_dir) as path:
+        info = probe(path, allow_truncated=request.allow_truncated)
     geometry = Geometry(info.width, info.height, request.params.scale)
     plan_segments(info.frames, request.segment_frames)
     encode = encoding.resolve(
@@ -215,11 +218,19 @@ def bytes_needed(plan: JobPlan) -> int:
     return int(2 * plan.info.frames * geometry.out_width * geometry.out_height * _BITS_PER_PIXEL / 8)
 
 
-def _local_source(source: str, cache_dir: Path) -> Path:
-    try:
-        return urls.localise(source, cache_dir / "sources")
-    except FileNotFoundError as error:
-        raise BadInput(f"{source} does not exist; check the name") from error
+def source_cache(compute: ComputeParams, cache_dir: Path) -> SourceCache:
+    """Where this machine keeps sources it has fetched."""
+    return SourceCache(cache_dir / "sources", compute.source_cache_gb)
+
+
+@contextmanager
+def _local_source(source: str, compute: ComputeParams, cache_dir: Path) -> Iterator[Path]:
+    with ExitStack() as used:
+        try:
+            path = used.enter_context(source_cache(compute, cache_dir).localised(source))
+        except FileNotFoundError as error:
+            raise BadInput(f"{source} does not exist; check the name") from error
+        yield path
 
 
 def container_of(output: str) -> Container:

@@ -3,11 +3,13 @@
 import logging
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import FlashvsrError, UserError
 from flashvsr_core.segments import SegmentPlan
 from tasks.catalogue import finished_segments
@@ -15,7 +17,7 @@ from tasks.media import check
 from tasks.media.mux import merge
 from tasks.media.probe import VideoInfo
 from tasks.media.timestamps import Timestamps
-from tasks.plan import JobPlan, container_of, read_plan
+from tasks.plan import JobPlan, container_of, read_plan, source_cache
 from tasks.report import OutputFile, announce_output, make_report
 from tasks.storage import urls
 from tasks.storage.fingerprint import fingerprint
@@ -84,10 +86,11 @@ def recover(
     with (
         hold(job.lease_url, owner=f"recover {plan.source}") as lease,
         tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name,
+        ExitStack() as used,
     ):
         chosen, files = _fetch(job, plan, partial, Path(name))
         whole = len(chosen) == len(plan.segments)
-        source, why = _source(plan, cache_dir) if whole else (None, "only a part of the video was recovered")
+        source, why = _source(plan, cache_dir, used) if whole else (None, "only a part of the video was recovered")
         part = _Part(chosen, plan.info if source else _silent(plan.info, chosen), source)
         merged, notes = _merge(plan, part, files, Path(name), why)
         _verify(merged, plan, part, verify)
@@ -134,12 +137,12 @@ def _fetch(job: Job, plan: JobPlan, partial: bool, folder: Path) -> tuple[tuple[
             log.warning("%s", error)
 
 
-def _source(plan: JobPlan, cache_dir: Path) -> tuple[Path | None, str]:
-    """The source if it still is the one that was planned, else why not."""
+def _source(plan: JobPlan, cache_dir: Path, used: ExitStack) -> tuple[Path | None, str]:
+    """The source if it still is the one that was planned, else why not; it stays until `used` is closed."""
     try:
         if fingerprint(plan.source, cache_dir) != plan.fingerprint:
             return None, f"{plan.source} is not the file any more that the job was planned for"
-        return urls.localise(plan.source, cache_dir / "sources"), ""
+        return used.enter_context(source_cache(ComputeParams(), cache_dir).localised(plan.source)), ""
     except FileNotFoundError:
         return None, f"{plan.source} is gone"
     except FlashvsrError as error:

@@ -26,9 +26,9 @@ from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins
 from tasks.media.decode import read_frames
 from tasks.media.encode import check_segment, encode_segment, layout_of
 from tasks.plan import JobPlan, read_plan
+from tasks.source import check_source, planned_source
 from tasks.speed import remember_speed
 from tasks.storage import urls
-from tasks.storage.fingerprint import fingerprint
 from tasks.storage.jobs import Job, SegmentResult
 from tasks.workers import Released, WorkerDied, workers
 
@@ -67,12 +67,19 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
     plan = read_plan(job)
     if (held := job.result(segment.index)) is not None:
         return held
-    source = _source(plan, cache_dir)
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as folder:
+    with (
+        planned_source(plan, compute, cache_dir) as source,
+        tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as folder,
+    ):
         what = (job, plan, segment, compute, source, Path(folder))
         result = _in_a_worker(*what) if compute.runner == "processes" else _make(*what, released=lambda: None)
+    try:
+        check_source(plan, cache_dir)
+    except UserError:
+        urls.remove(job.record_url(segment.index), missing_ok=True)  # a local source may have changed under the reader
+        raise
     remember_speed(plan, compute, result.frames, result.seconds, cache_dir)
     return result
 
@@ -154,14 +161,3 @@ def _chunks(
         memory.look()
         tell(FramesDone(segment.index, len(planes[0])))
         yield planes  # type: ignore[misc]
-
-
-def _source(plan: JobPlan, cache_dir: Path) -> Path:
-    try:
-        path = urls.localise(plan.source, cache_dir / "sources")
-        found = fingerprint(plan.source, cache_dir)
-    except FileNotFoundError as error:
-        raise UserError(f"{plan.source} has disappeared while it was processed; put it back and run again") from error
-    if found != plan.fingerprint:
-        raise UserError(f"{plan.source} changed while it was processed; run again to start on the new content")
-    return path
