@@ -1,6 +1,7 @@
 """Planning: what a source is, what will be made of it, and the job that identifies the work."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +20,12 @@ from flashvsr_core.upscaler import resolve_params
 from tasks import weights
 from tasks.gpu import devices_of, models_dir
 from tasks.media import encode as encoding
-from tasks.media.encode import SEGMENT_FORMAT, Container, EncodeParams
+from tasks.media.codecs import codecs_with_alpha, depth_of, has_alpha
+from tasks.media.delivery import DELIVERIES
+from tasks.media.encode import SEGMENT_SUFFIX, Container, EncodeParams
+from tasks.media.encoder import CARRIES_HDR10
 from tasks.media.probe import VideoInfo, probe
+from tasks.media.size import target_pixels
 from tasks.storage import urls
 from tasks.storage.fingerprint import fingerprint
 from tasks.storage.jobs import Job, job_key
@@ -28,8 +33,8 @@ from tasks.storage.jobs import Job, job_key
 log = logging.getLogger(__name__)
 
 DEFAULT_STORE = ".flashvsr"  # beside the output
-PLAN = 1  # version of plan.json
-PIXELS = 1  # raised by hand when the same parameters give other pixels
+PLAN = 2  # version of plan.json
+PIXELS = 2  # raised by hand when the same parameters give other pixels
 BYTES = 1  # raised by hand when the same pixels are encoded otherwise
 
 _OTHER_SCALES = {
@@ -38,8 +43,9 @@ _OTHER_SCALES = {
 }
 
 # Bits per pixel of a demanding source at the default quality, to foresee a full disk; both segments and the merged
-# file stand on the disk at the end.
-_BITS_PER_PIXEL = 0.25
+# file stand on the disk at the end. ProRes HQ is made for 3.5.
+_BITS_PER_PIXEL = {"prores": 4.0, "prores4444": 6.0, "ffv1": 14.0}
+_OTHER_BITS_PER_PIXEL = 0.25
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,9 @@ class Request:
             return urls.normalise(self.output)
         name = urls.name(self.source)
         stem = name.rpartition(".")[0] or name
-        return urls.join(urls.parent(self.source), f"{stem}_{self.params.scale}x.mp4")
+        delivery = DELIVERIES.get(self.encode.delivery)
+        container = delivery.container if delivery else "mp4"
+        return urls.join(urls.parent(self.source), f"{stem}_{self.params.scale}x.{container}")
 
     @property
     def store_url(self) -> str:
@@ -90,7 +98,8 @@ class JobPlan:
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry(self.info.width, self.info.height, self.params.scale)
+        target = target_pixels(self.info, self.encode.target_size)
+        return Geometry(self.info.width, self.info.height, self.params.scale, target)
 
     @property
     def segments(self) -> tuple[SegmentPlan, ...]:
@@ -131,7 +140,8 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     container = container_of(output)
     path = _local_source(source, cache_dir)
     info = probe(path, allow_truncated=request.allow_truncated)
-    geometry = Geometry(info.width, info.height, request.params.scale)
+    target = target_pixels(info, request.encode.target_size)
+    geometry = Geometry(info.width, info.height, request.params.scale, target)
     plan_segments(info.frames, request.segment_frames)
     encode = encoding.resolve(
         replace(request.encode, container=container), info, geometry.out_width, geometry.out_height
@@ -152,7 +162,7 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
         "bytes": BYTES,
         "device": device.type,
     }
-    job = Job.at(request.store_url, urls.name(source), job_key(parts), SEGMENT_FORMAT)
+    job = Job.at(request.store_url, urls.name(source), job_key(parts), SEGMENT_SUFFIX)
     plan = JobPlan(
         version=PLAN,
         key=job.key,
@@ -195,6 +205,8 @@ def settle_plan(job: Job, plan: JobPlan) -> JobPlan:
 def plan_job(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     """Plan a job and check that output, store and disk can take it; bad input is refused before anything is written."""
     job, plan = make_plan(request, cache_dir)
+    for note in plan.notes:
+        log.warning("%s", note)
     for place in (request.output_url, job.url):
         urls.check_writable(place)
     need, free = bytes_needed(plan), urls.free_bytes(job.url)
@@ -208,8 +220,11 @@ def plan_job(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
 
 def bytes_needed(plan: JobPlan) -> int:
     """Estimate of what segments and merged output take on the disk."""
-    geometry = plan.geometry
-    return int(2 * plan.info.frames * geometry.out_width * geometry.out_height * _BITS_PER_PIXEL / 8)
+    geometry, encode = plan.geometry, plan.encode
+    if encode.bitrate is not None:
+        return int(2 * plan.info.duration * encode.bitrate * 1000 / 8)
+    bits = _BITS_PER_PIXEL.get(encode.codec, _OTHER_BITS_PER_PIXEL)
+    return int(2 * plan.info.frames * geometry.out_width * geometry.out_height * bits / 8)
 
 
 def _local_source(source: str, cache_dir: Path) -> Path:
@@ -236,9 +251,46 @@ def _notes(info: VideoInfo, encode: EncodeParams, params: UpscaleParams) -> tupl
         notes.append(_OTHER_SCALES["nano" if params.model == "nano" else "published"])
     if info.truncated:
         notes.append(f"the source is truncated: {info.frames} frames can be read")
-    if encode.pix_fmt.startswith("yuv444") and not info.pix_fmt.startswith("yuv444"):
+    geometry = Geometry(info.width, info.height, params.scale, target_pixels(info, encode.target_size))
+    odd = bool(geometry.out_width % 2 or geometry.out_height % 2)
+    if odd and encode.pix_fmt.startswith("yuv444") and not info.pix_fmt.startswith("yuv444"):
         notes.append(f"encoded as {encode.pix_fmt}: 4:2:0 cannot hold an odd width or height")
-    return tuple(notes)
+    if geometry.target and max(geometry.out_width / info.width, geometry.out_height / info.height) > params.scale:
+        notes.append(
+            f"the target {geometry.out_width}x{geometry.out_height} is larger than {params.scale} x the source: the "
+            "rest is plain enlargement"
+        )
+    return (*notes, *_interlace_notes(info, params), *_hdr_notes(info, encode), *_alpha_notes(info, encode))
+
+
+def _interlace_notes(info: VideoInfo, params: UpscaleParams) -> Iterator[str]:
+    if info.interlaced and params.deinterlace == "auto":
+        yield "the source is interlaced: made progressive with bwdif, one picture per frame; --deinterlace off does not"
+    elif info.interlaced and params.deinterlace == "off":
+        yield "the source is interlaced and was left so: moving edges are combed"
+
+
+def _hdr_notes(info: VideoInfo, encode: EncodeParams) -> Iterator[str]:
+    if info.dynamic_metadata:
+        yield (
+            f"{' and '.join(info.dynamic_metadata)} metadata was dropped: it describes the source's frames and cannot "
+            "be made anew; the result is plain HDR10, HLG or SDR as its tags say"
+        )
+    if info.is_hdr and depth_of(encode.pix_fmt) == 8:
+        yield f"HDR encoded as {encode.pix_fmt}: 8 bits show bands; h265 or av1 with 10 bits do not"
+    if (info.mastering_display or info.content_light) and encode.codec not in CARRIES_HDR10:
+        yield (
+            f"mastering display and light levels were left out: they are not written with {encode.codec}; "
+            f"{', '.join(sorted(CARRIES_HDR10))} keep them"
+        )
+
+
+def _alpha_notes(info: VideoInfo, encode: EncodeParams) -> Iterator[str]:
+    if info.has_alpha and not has_alpha(encode.pix_fmt):
+        yield (
+            f"the transparency of the video was left out: {encode.codec} as {encode.pix_fmt} does not hold it; "
+            f"{', '.join(codecs_with_alpha())} do"
+        )
 
 
 def _versions() -> dict[str, str]:

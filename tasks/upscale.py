@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from prefect import task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
@@ -15,12 +16,13 @@ from flashvsr_core.config import ComputeParams
 from flashvsr_core.cuts import CONTEXT
 from flashvsr_core.errors import FlashvsrError, TransientError, UserError
 from flashvsr_core.layout import Planes
-from flashvsr_core.pixels import yuv_packer
+from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
 from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, turn_on_a_device
-from tasks.media.decode import read_frames
+from tasks.media.codecs import has_alpha
+from tasks.media.decode import Channel, read_frames
 from tasks.media.encode import check_segment, encode_segment, layout_of
 from tasks.plan import JobPlan, read_plan
 from tasks.speed import remember_speed
@@ -116,16 +118,40 @@ def _make(
 def _chunks(
     plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, memory: PeakMemory
 ) -> Iterator[Planes]:
-    """The segment's planes, straight from source frames through the model."""
-    preroll = plan.params.preroll
-    assert isinstance(preroll, int), "a plan's parameters are resolved"
-    first, end = reading_range(segment, preroll, CONTEXT, plan.info.frames)
-    frames = read_frames(source, plan.info, first, end)
-    pack = yuv_packer(layout_of(plan.encode, plan.info))
-    for planes in upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack):
+    """The segment's planes, straight from source frames through the model; transparency as a picture of its own."""
+    layout = layout_of(plan.encode, plan.info)
+    colour = _pictures(plan, segment, upscaler, source, yuv_packer(layout), "colour")
+    if has_alpha(plan.encode.pix_fmt):
+        chunks = _with_alpha(colour, _pictures(plan, segment, upscaler, source, grey_packer(layout.depth), "alpha"))
+    else:
+        chunks = colour
+    for planes in chunks:
         memory.look()
         tell(FramesDone(segment.index, len(planes[0])))
         yield planes  # type: ignore[misc]
+
+
+def _pictures(
+    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, pack: Pack, channel: Channel
+) -> Iterator[np.ndarray | Planes]:
+    """One channel of the segment through the model, made into `pack`'s planes at the final size."""
+    preroll = plan.params.preroll
+    assert isinstance(preroll, int), "a plan's parameters are resolved"
+    first, end = reading_range(segment, preroll, CONTEXT, plan.info.frames)
+    # PQ and HLG pictures go through as they are coded: every curve tried instead did worse (tests/bench/hdr.md).
+    frames = read_frames(source, plan.info, first, end, deinterlace=plan.params.deinterlace, channel=channel)
+    pack = changed(pack, resizer(plan.geometry.out_width, plan.geometry.out_height))
+    return upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack)
+
+
+def _with_alpha(
+    colours: Iterator[np.ndarray | Planes], alphas: Iterator[np.ndarray | Planes]
+) -> Iterator[np.ndarray | Planes]:
+    """Y, U, V and A of each frame: the two streams may cut their chunks at other frames."""
+    single = (tuple(plane[i : i + 1] for plane in chunk) for chunk in colours for i in range(len(chunk[0])))
+    clear = (np.asarray(chunk)[i : i + 1] for chunk in alphas for i in range(len(chunk)))
+    for planes, alpha in zip(single, clear, strict=True):
+        yield (*planes, alpha)
 
 
 def _source(plan: JobPlan, cache_dir: Path) -> Path:

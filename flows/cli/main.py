@@ -29,11 +29,13 @@ app.command("flows.cli.models:app", name="models", help="Published weights: list
 app.command("flows.cli.jobs:app", name="jobs", help="What a store holds: list, find, show, resume, recover, clean.")
 app.command("flows.cli.deploy:deploy", help="Set up deployments on a Prefect server.")
 app.command("flows.cli.deploy:serve", help="Offer the deployments from this machine, without a work pool.")
+app.command("flows.cli.presets:presets", help="Deliveries and codecs by name.")
 app.command("flows.cli.doctor:doctor", help="Check this machine.")
 
 
 def main() -> None:
     """Entry point: errors meant for users become one line on standard error and an exit status."""
+    os.environ.setdefault("SVT_LOG", "1")  # errors only: SVT-AV1 writes its settings to standard error otherwise
     try:
         status = app()
     except CycloptsError as error:

@@ -12,7 +12,7 @@ from tasks.media.encode import EncodeParams
 
 Source = Annotated[str, Parameter(help="Video to upscale: a path or fsspec URL.")]
 Output = Annotated[
-    str | None, Parameter(help="Result (.mp4, .mkv or .mov); default NAME_4x.mp4 (or 2x, 3x) beside SOURCE.")
+    str | None, Parameter(help="Result (.mp4, .mkv, .mov or .webm); default NAME_4x.mp4 (or 2x, 3x) beside SOURCE.")
 ]
 Pixels = Annotated[UpscaleParams, Parameter(name="*", group="What changes pixels")]
 Encoder = Annotated[EncodeParams, Parameter(name="*", group="Encoder")]

@@ -81,7 +81,7 @@ def _table(found: dict[str, Any]) -> Table:
         ("input", f"{found['source']}  {_size(found['input_size'])}, {found['frames']} frames at {_rate(found)} fps"),
         ("output", f"{found['output']}  {_size(found['output_size'])} (computed as {_size(found['padded_size'])})"),
         ("model", f"{params['model']} {params['mode']}, {params['precision']}, attention {params['attention']}"),
-        ("encoder", f"{encode['codec']} {encode['pix_fmt']}, crf {encode['crf']}, preset {encode['preset']}"),
+        ("encoder", _encoder(encode)),
         ("segments", f"{len(segments)} of up to {longest} frames, {len(found['finished'])} finished"),
         ("estimate", f"{found['estimate_seconds']:.0f} s of computing left (from {found['estimate_basis']})"),
         ("disk", f"about {found['disk_bytes'] / 1e6:.0f} MB while it runs"),
@@ -91,6 +91,13 @@ def _table(found: dict[str, Any]) -> Table:
     for name, value in rows:
         table.add_row(name, escape(value))
     return table
+
+
+def _encoder(encode: dict[str, Any]) -> str:
+    quality = f", crf {encode['crf']}" if encode["crf"] is not None else ""
+    quality += f", {encode['bitrate']} kbit/s" if encode["bitrate"] is not None else ""
+    preset = f", preset {encode['preset']}" if encode["preset"] != "auto" else ""
+    return f"{encode['codec']} ({encode['encoder']}) {encode['pix_fmt']}{quality}{preset}"
 
 
 def _size(size: list[int]) -> str:
