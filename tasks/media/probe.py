@@ -142,6 +142,8 @@ def probe(path: str | Path, allow_truncated: bool = False) -> VideoInfo:
         container_name, index = container.format.name, stream.index
         order = FIELD_ORDERS.get(stream.codec_context.field_order)
         timecode = _timecode(container, stream)
+        fields = ("colorspace", "color_range", "color_primaries", "color_trc")
+        written = {field: int(getattr(stream.codec_context, field)) for field in fields}
         side_alpha = stream.codec_context.name in ("vp8", "vp9") and _tag(stream.metadata, "alpha_mode") == "1"
     finding = _truncation(path, packets, declared)
     if not packets.pts:
@@ -164,8 +166,11 @@ def probe(path: str | Path, allow_truncated: bool = False) -> VideoInfo:
     rate = constant or average_rate(pts, time_base) or FALLBACK_RATE
     damage = finding or (f"{len(packets.corrupt)} video packets are damaged" if packets.corrupt else None)
     depth = max(component.bits for component in frame.format.components)
-    colorspace = name_of(COLORSPACES, frame.colorspace)
-    color_range = name_of(RANGES, frame.color_range)
+    # Some decoders (ProRes) leave out what the container says.
+    colorspace, color_range, primaries, transfer = (
+        name_of(table, getattr(frame, field)) or name_of(table, written[field])
+        for table, field in zip((COLORSPACES, RANGES, PRIMARIES, TRANSFERS), fields)
+    )
     matrix = _matrix(name, frame, colorspace)
     side_data: Any = frame.side_data  # PyAV's stub describes another type; iterating gives the entries
     if dolby_vision_profile(path) == NO_FALLBACK:
@@ -195,8 +200,8 @@ def probe(path: str | Path, allow_truncated: bool = False) -> VideoInfo:
         interlaced=flagged or order is not None,
         field_order="frame" if flagged or order is None else order,  # type: ignore[arg-type]
         has_alpha=side_alpha or any(component.is_alpha for component in frame.format.components),
-        color_primaries=name_of(PRIMARIES, frame.color_primaries),
-        color_trc=name_of(TRANSFERS, frame.color_trc),
+        color_primaries=primaries,
+        color_trc=transfer,
         colorspace=colorspace,
         color_range=color_range,
         matrix=matrix,
