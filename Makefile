@@ -30,6 +30,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench.preroll
 	$(BIN)/python -m tests.bench.cpu
+	$(BIN)/python -m tests.bench.hdr
 
 clean:
 	rm -rf $(VENV) demo
