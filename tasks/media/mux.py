@@ -322,6 +322,7 @@ def _retime(joined: Path, timed: Path, info: VideoInfo, timescale: int, muxer: s
         with open_source(joined) as source, av.open(file_url(timed), "w", format=muxer, options=options) as output:
             stream = output.add_stream_from_template(video_streams(source)[0], opaque=True)
             stream.time_base = Fraction(1, timescale)
+            stream.metadata.update(video_streams(source)[0].metadata)  # says that VP9 is transparent
             for packet, rank, decoded in _ranked(source, info):
                 packet.stream = stream
                 packet.time_base = Fraction(1, timescale)

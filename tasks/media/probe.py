@@ -212,7 +212,8 @@ def probe(path: str | Path, allow_truncated: bool = False, limits: Limits = DEFA
         colorspace=colorspace,
         color_range=color_range,
         matrix=matrix,
-        full_range=color_range == "pc" or frame.format.name.startswith("yuvj"),
+        # RGB is always full; what is made of it is YUV of the range that every player shows rightly.
+        full_range=not frame.format.is_rgb and (color_range == "pc" or frame.format.name.startswith("yuvj")),
         mastering_display=mastering_display(side_data),
         content_light=content_light(side_data),
         dynamic_metadata=dynamic_metadata(side_data, path),

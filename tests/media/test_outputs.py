@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import UserError
 from tasks.media.codecs import NVENC, SOFTWARE
 from tasks.media.decode import read_frames
@@ -15,9 +16,10 @@ from tasks.media.encode import EncodeParams, check_segment, encode_segment, layo
 from tasks.media.encoder import probe_encoder
 from tasks.media.probe import VideoInfo, probe
 from tasks.media.size import sample_aspect_ratio, target_pixels
+from tasks.plan import Request, make_plan
 from tests.media.clips import planes_of, run
 from tests.media.reader import picture, times
-from tests.tasks.enlarging import enlarged
+from tests.tasks.enlarging import COMPUTE, PARAMS, enlarged
 
 SIZE = (128, 96)
 
@@ -233,3 +235,23 @@ def test_the_result_has_exactly_the_target_size(
     other = next(read_frames(tmp_path / "r.mkv", probe(tmp_path / "r.mkv"), 0, 1))[0].astype(float)
     assert np.abs(shown - other).mean() < 6  # the same picture, not a shifted or cropped one
     assert len(times(tmp_path / "out.mp4")) == 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_size": "100p"}, {"delivery": "web"}, {"codec": "h265"}, {"bitrate": 900}, {"crf": 30},
+        {"preset": "fast"}, {"pix_fmt": "yuv422p"}, {"codec_args": "bframes=1"}, {"threads": 2},
+    ],
+)  # fmt: skip
+def test_every_choice_is_in_the_key_of_the_job(tmp_path: Path, change: dict[str, object]) -> None:
+    source = tmp_path / "in.mp4"
+    run("-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=0.1", "-c:v", "libx264", source)
+
+    def key(encode: EncodeParams, params: UpscaleParams = PARAMS) -> str:
+        request = Request(str(source), str(tmp_path / "o.mp4"), params, encode, COMPUTE, store=str(tmp_path))
+        return make_plan(request, tmp_path / "cache")[0].key
+
+    assert key(EncodeParams()) == key(EncodeParams())
+    assert key(EncodeParams(**change)) != key(EncodeParams())  # type: ignore[arg-type]
+    assert key(EncodeParams(), replace(PARAMS, deinterlace="on")) != key(EncodeParams())
