@@ -38,6 +38,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.bench.cpu
 	$(BIN)/python -m tests.bench.scaling stages
 	$(BIN)/python -m tests.bench.scaling workers
+	$(BIN)/python -m tests.bench.hdr
 
 clean:
 	rm -rf $(VENV) demo

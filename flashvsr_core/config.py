@@ -15,6 +15,7 @@ ColorFix = Literal["auto", "adain", "wavelet", "none"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Attention = Literal["auto", "torch", "triton"]
 LqProjection = Literal["auto", "buffer", "causal"]
+Deinterlace = Literal["auto", "on", "off"]
 UnknownWeights = Literal["refuse", "buffer", "causal"]
 Runner = Literal["auto", "threads", "processes", "dask", "ray"]
 
@@ -50,6 +51,8 @@ class UpscaleParams:
     """Seed of the noise."""
     scenes: Literal["auto", "off"] | tuple[int, ...] = "auto"
     """auto: a scene cut starts a fresh stream; off: never; or the first frame of every new scene."""
+    deinterlace: Deinterlace = "auto"
+    """auto: frames that are interlaced become whole pictures (bwdif, one per frame); on: all frames; off: none."""
     preroll: int | Literal["auto"] = "auto"
     """Frames streamed and dropped before a segment, a multiple of 8; auto: the measured default."""
     allow_unknown_weights: bool = False
@@ -59,7 +62,8 @@ class UpscaleParams:
 
     def __post_init__(self) -> None:
         for name, choices in (("model", Model), ("mode", Mode), ("color_fix", ColorFix), ("precision", Precision),
-                              ("attention", Attention), ("lq_projection", LqProjection)):  # fmt: skip
+                              ("attention", Attention), ("lq_projection", LqProjection),
+                              ("deinterlace", Deinterlace)):  # fmt: skip
             _one_of(name, getattr(self, name), get_args(choices))
         _one_of("scale", self.scale, (2, 3, 4))
         _within("sparse_ratio", self.sparse_ratio, 0.1, 100.0)

@@ -9,11 +9,15 @@ WINDOW_PIXELS = 128  # one attention window: 8 tokens of 16 output pixels
 
 @dataclass(frozen=True)
 class Geometry:
-    """Picture sizes in pixels. The output is exactly `scale` x the input; the model sees it padded right and bottom."""
+    """Picture sizes in pixels. The model makes exactly `scale` x the input and sees it padded right and bottom.
+
+    The output is that, unless a `target` (width, height) is named, to which the model's picture is then resized.
+    """
 
     width: int
     height: int
     scale: int
+    target: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
@@ -23,19 +27,19 @@ class Geometry:
 
     @property
     def out_width(self) -> int:
-        return self.width * self.scale
+        return self.target[0] if self.target else self.width * self.scale
 
     @property
     def out_height(self) -> int:
-        return self.height * self.scale
+        return self.target[1] if self.target else self.height * self.scale
 
     @property
     def padded_width(self) -> int:
-        return _round_up(self.out_width)
+        return _round_up(self.width * self.scale)
 
     @property
     def padded_height(self) -> int:
-        return _round_up(self.out_height)
+        return _round_up(self.height * self.scale)
 
     @property
     def windows(self) -> tuple[int, int]:

@@ -5,8 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Y, U and V, each T h w, uint8 or uint16 with `depth` bits in the low end."""
+Planes = tuple[np.ndarray, ...]
+"""Y, U and V, and A where there is transparency, each T h w, uint8 or uint16 with `depth` bits in the low end."""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,35 @@ def yuv_packer(layout: YuvLayout) -> Pack:
     return pack
 
 
+def grey_packer(depth: Literal[8, 10, 12, 16]) -> Pack:
+    """Float T 3 H W in [-1, 1] -> one plane T H W over the full range of `depth` bits, for transparency."""
+    peak = 2**depth - 1
+    dtype = torch.uint8 if depth == 8 else torch.uint16
+
+    def pack(x: Tensor) -> np.ndarray:
+        levels = ((x.float().mean(dim=1) + 1) * (peak / 2)).round().clamp(0, peak)
+        return levels.to(dtype).cpu().numpy()
+
+    return pack
+
+
+def changed(pack: Pack, change: Callable[[Tensor], Tensor]) -> Pack:
+    """`pack` after `change`, which maps pictures T 3 H W in [-1, 1] to such pictures."""
+    return lambda x: pack(change(x))
+
+
+def resizer(width: int, height: int) -> Callable[[Tensor], Tensor]:
+    """Pictures T 3 H W in [-1, 1] to exactly this size (cubic kernel, a = -0.5, antialiased where it shrinks)."""
+
+    def resize(x: Tensor) -> Tensor:
+        if x.shape[-2:] == (height, width):
+            return x
+        size = (height, width)
+        return F.interpolate(x.float(), size=size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
+
+    return resize
+
+
 def rgb_to_yuv(x: Tensor, layout: YuvLayout) -> tuple[Tensor, Tensor, Tensor]:
     """Float RGB T 3 H W in [-1, 1] -> quantised Y, U, V. Subsampled chroma is sited left, as in MPEG-2 and H.264."""
     if layout.matrix not in _LUMA:

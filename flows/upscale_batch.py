@@ -15,6 +15,7 @@ from flows import settings
 from flows.one_file import FileResult, Status, upscale_file
 from tasks.folder import Folder, Skipped
 from tasks.media.encode import EncodeParams
+from tasks.outputs import container_wanted
 from tasks.storage import urls
 from tasks.storage.jobs import slug
 from tasks.storage.ledger import Ledger
@@ -126,7 +127,7 @@ def checked_folder(folder: str, output_root: str | None, params: UpscaleParams, 
     if output_root is not None:
         roots.check("output_root", output_root)
         output_root = urls.normalise(output_root)
-    return Folder(urls.normalise(folder), output_root, params.scale, encode.container)
+    return Folder(urls.normalise(folder), output_root, params.scale, container_wanted(encode))
 
 
 def table_of(report: BatchReport) -> list[dict[str, Any]]:

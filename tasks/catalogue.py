@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import AlreadyRunning, UserError
 from tasks.beat import Beat, beats
-from tasks.media.encode import SEGMENT_FORMAT
+from tasks.media.encode import SEGMENT_SUFFIX
 from tasks.media.images import DEFAULT_PATTERN, is_images
 from tasks.outputs import container_of
 from tasks.plan import DEFAULT_STORE, JobPlan, Request, make_plan, read_plan
@@ -35,7 +35,7 @@ UNMERGED: tuple[State, ...] = ("incomplete", "unmerged")
 PLAN, LEASE, REPORT, OUTPUT = "plan.json", "lease.json", "report.json", "output.json"
 RECORDS = (PLAN, REPORT, OUTPUT, LOG_NAME)
 LIVE_FILE = re.compile(r"\d{5,}\.json")
-SEGMENT_FILE = re.compile(rf"\d{{5,}}\.(json|{SEGMENT_FORMAT})")
+SEGMENT_FILE = re.compile(rf"\d{{5,}}\.(json|{SEGMENT_SUFFIX})")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Removal:
 
 def job_at(url: str) -> Job:
     """The job at `url`; UserError if there is none."""
-    job = Job.of(url, SEGMENT_FORMAT)
+    job = Job.of(url, SEGMENT_SUFFIX)
     if not _is_job(urls.list_sizes(job.url), urls.list_sizes(job.segments_url)):
         raise UserError(
             f"there is no job at {job.url}; 'flashvsr jobs list {urls.parent(job.url)}' shows what there is"
@@ -101,7 +101,7 @@ def list_jobs(store: str) -> list[JobSummary]:
         raise UserError(f"{store} is not a directory; give a store (default: .flashvsr beside the output)")
     names = [name for name in urls.list_directories(store) if DIRECTORY_NAME.fullmatch(name)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = pool.map(lambda name: _summary_if_job(Job.of(urls.join(store, name), SEGMENT_FORMAT)), names)
+        found = pool.map(lambda name: _summary_if_job(Job.of(urls.join(store, name), SEGMENT_SUFFIX)), names)
         return [summary for summary in found if summary is not None]
 
 
@@ -163,7 +163,7 @@ def clean(summary: JobSummary, records: bool = False, dry_run: bool = False) -> 
     Of a finished job plan, report and output record stay (some kB), so that running it again ends at once, unless
     `records` asks for these too.
     """
-    job = Job.of(summary.url, SEGMENT_FORMAT)
+    job = Job.of(summary.url, SEGMENT_SUFFIX)
     keep_records = summary.state == "finished" and not records
     if dry_run:
         files = dict(_removable(job, keep_records))

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from typing import cast, get_args
 
 from flashvsr_core.errors import UserError
-from tasks.media.encode import Container
+from tasks.media.codecs import Container
+from tasks.media.delivery import DELIVERIES
+from tasks.media.encode import EncodeParams
 from tasks.media.images import DEFAULT_PATTERN, FRAME_NUMBER, frame_name, has_number, is_images
 from tasks.media.sequence import is_image
 from tasks.sources import is_images as is_image_source
 from tasks.storage import urls
 
 SPELLINGS = {"tif": "tiff"}
+NOTHING_SAID: Container = "mp4"  # a container of this name may be the default: it overrules nothing
 MANIFEST = ".manifest.json"
 # A still stays a still; what we cannot write becomes PNG.
 STILL_OUTPUT = {"tif": "tiff", "tiff": "tiff", "exr": "exr", "dpx": "dpx"}
@@ -38,6 +41,12 @@ class Outputs:
         """Where the image with this number goes."""
         assert self.pattern is not None
         return urls.join(urls.parent(self.pattern), frame_name(urls.name(self.pattern), number))
+
+
+def container_wanted(encode: EncodeParams) -> Container:
+    """The kind of output where its name does not say it: the one named, else that of the delivery."""
+    delivery = DELIVERIES.get(encode.delivery)
+    return delivery.container if delivery and encode.container == NOTHING_SAID else encode.container
 
 
 def outputs_of(source: str, output: str | None, scale: int, container: Container) -> Outputs:
@@ -71,13 +80,13 @@ def _default(source: str, scale: int, container: Container) -> str:
         kind = container
     else:
         stem = name.rpartition(".")[0] or name
-        kind = cast(Container, STILL_OUTPUT.get(name.rpartition(".")[2].lower(), "png")) if is_image(name) else "mp4"
-        if is_images(container) and not is_image(name):
-            kind = container
+        kind = container
+        if is_image(name) and container == NOTHING_SAID:
+            kind = cast(Container, STILL_OUTPUT.get(name.rpartition(".")[2].lower(), "png"))
     pattern = f"_{DEFAULT_PATTERN}" if is_images(kind) and not (is_image(name) and not is_image_source(source)) else ""
     return urls.join(urls.parent(source), f"{stem}_{scale}x{pattern}.{kind}")
 
 
 def container_of(output: str) -> Container:
     """The kind of file that a name asks for."""
-    return outputs_of("", output, 4, "mp4").container
+    return outputs_of("", output, 4, NOTHING_SAID).container

@@ -1,6 +1,7 @@
 """Planning: what a source is, what will be made of it, and the job that identifies the work."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,23 +20,26 @@ from flashvsr_core.upscaler import resolve_params
 from tasks import sources, weights
 from tasks.gpu import devices_of, models_dir
 from tasks.media import encode as encoding
-from tasks.media.encode import SEGMENT_FORMAT, EncodeParams
+from tasks.media.codecs import codecs_with_alpha, depth_of, has_alpha
+from tasks.media.encode import SEGMENT_SUFFIX, EncodeParams
+from tasks.media.encoder import CARRIES_HDR10
 from tasks.media.guard import describe_guarded
-from tasks.media.images import is_images, resolve_images
+from tasks.media.images import bits_per_pixel, is_images, kinds_with_alpha, resolve_images
 from tasks.media.limits import Limits
 from tasks.media.probe import VideoInfo
-from tasks.media.stills import DEFAULT_FPS, SEQUENCE
+from tasks.media.size import target_pixels
+from tasks.media.stills import DEFAULT_FPS, SEQUENCE, is_float_format
 from tasks.media.timestamps import parse_rate
 from tasks.media.trim import Trim, frame_range, trimmed
-from tasks.outputs import Outputs, outputs_of
+from tasks.outputs import Outputs, container_wanted, outputs_of
 from tasks.storage import urls
 from tasks.storage.jobs import Job, job_key
 
 log = logging.getLogger(__name__)
 
 DEFAULT_STORE = ".flashvsr"  # beside the output
-PLAN = 1  # version of plan.json
-PIXELS = 1  # raised by hand when the same parameters give other pixels
+PLAN = 2  # version of plan.json
+PIXELS = 2  # raised by hand when the same parameters give other pixels
 BYTES = 1  # raised by hand when the same pixels are encoded otherwise
 
 _OTHER_SCALES = {
@@ -44,8 +48,9 @@ _OTHER_SCALES = {
 }
 
 # Bits per pixel of a demanding source at the default quality, to foresee a full disk; both segments and the merged
-# file stand on the disk at the end.
-_BITS_PER_PIXEL = 0.25
+# file stand on the disk at the end. ProRes HQ is made for 3.5.
+_BITS_PER_PIXEL = {"prores": 4.0, "prores4444": 6.0, "ffv1": 14.0}
+_OTHER_BITS_PER_PIXEL = 0.25
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Request:
     @property
     def outputs(self) -> Outputs:
         """What will be made, by names alone."""
-        return outputs_of(self.source, self.output, self.params.scale, self.encode.container)
+        return outputs_of(self.source, self.output, self.params.scale, container_wanted(self.encode))
 
     @property
     def output_url(self) -> str:
@@ -106,7 +111,8 @@ class JobPlan:
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry(self.info.width, self.info.height, self.params.scale)
+        target = target_pixels(self.info, self.encode.target_size)
+        return Geometry(self.info.width, self.info.height, self.params.scale, target)
 
     @property
     def segments(self) -> tuple[SegmentPlan, ...]:
@@ -156,7 +162,10 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     first, stop = frame_range(request.trim, whole)
     info = trimmed(whole, first, stop)
     request.outputs.check_frames(info.frames)
-    geometry = Geometry(info.width, info.height, request.params.scale)
+    if request.params.deinterlace == "on" and is_float_format(info.pix_fmt):
+        raise UserError(f"deinterlace on is not for images of floating-point numbers ({info.pix_fmt}); use auto or off")
+    target = target_pixels(info, request.encode.target_size)
+    geometry = Geometry(info.width, info.height, request.params.scale, target)
     plan_segments(info.frames, request.segment_frames)
     resolve = resolve_images if is_images(container) else encoding.resolve
     encode = resolve(replace(request.encode, container=container), info, geometry.out_width, geometry.out_height)
@@ -179,7 +188,7 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
         parts["frames"] = [first, stop]
     if request.fps is not None:
         parts["fps"] = list(info.frame_rate)
-    job = Job.at(request.store_url, urls.name(source), job_key(parts), SEGMENT_FORMAT)
+    job = Job.at(request.store_url, urls.name(source), job_key(parts), SEGMENT_SUFFIX)
     plan = JobPlan(
         version=PLAN,
         key=job.key,
@@ -226,6 +235,8 @@ def settle_plan(job: Job, plan: JobPlan) -> JobPlan:
 def plan_job(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     """Plan a job and check that output, store and disk can take it; bad input is refused before anything is written."""
     job, plan = make_plan(request, cache_dir)
+    for note in plan.notes:
+        log.warning("%s", note)
     for place in (request.output_url, job.url):
         urls.check_writable(place)
     need, free = bytes_needed(plan), urls.free_bytes(job.url)
@@ -239,8 +250,14 @@ def plan_job(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
 
 def bytes_needed(plan: JobPlan) -> int:
     """Estimate of what segments and merged output take on the disk."""
-    geometry = plan.geometry
-    return int(2 * plan.info.frames * geometry.out_width * geometry.out_height * _BITS_PER_PIXEL / 8)
+    geometry, encode = plan.geometry, plan.encode
+    if is_images(encode.container):
+        bits: float = bits_per_pixel(encode)
+    elif encode.bitrate is not None:
+        return int(2 * plan.info.duration * encode.bitrate * 1000 / 8)
+    else:
+        bits = _BITS_PER_PIXEL.get(encode.codec, _OTHER_BITS_PER_PIXEL)
+    return int(2 * plan.info.frames * geometry.out_width * geometry.out_height * bits / 8)
 
 
 def _scenes(params: UpscaleParams, whole: VideoInfo, first: int, stop: int) -> Literal["auto", "off"] | tuple[int, ...]:
@@ -262,11 +279,57 @@ def _notes(info: VideoInfo, encode: EncodeParams, params: UpscaleParams, fps: st
         notes.append(f"the source is truncated: {info.frames} frames can be read")
     if info.container == SEQUENCE and fps is None:
         notes.append(f"no --fps was given: {DEFAULT_FPS} frames per second were assumed")
-    if "f16" in info.pix_fmt or "f32" in info.pix_fmt:
+    if is_float_format(info.pix_fmt):
         notes.append("the images hold linear light: what is brighter than 1.0 was clipped")
-    if encode.pix_fmt.startswith("yuv444") and not info.pix_fmt.startswith("yuv444"):
+    geometry = Geometry(info.width, info.height, params.scale, target_pixels(info, encode.target_size))
+    odd = bool(geometry.out_width % 2 or geometry.out_height % 2)
+    if odd and encode.pix_fmt.startswith("yuv444") and not info.pix_fmt.startswith("yuv444"):
         notes.append(f"encoded as {encode.pix_fmt}: 4:2:0 cannot hold an odd width or height")
-    return tuple(notes)
+    if geometry.target and max(geometry.out_width / info.width, geometry.out_height / info.height) > params.scale:
+        notes.append(
+            f"the target {geometry.out_width}x{geometry.out_height} is larger than {params.scale} x the source: the "
+            "rest is plain enlargement"
+        )
+    return (*notes, *_interlace_notes(info, params), *_hdr_notes(info, encode), *_alpha_notes(info, encode))
+
+
+def _interlace_notes(info: VideoInfo, params: UpscaleParams) -> Iterator[str]:
+    if info.interlaced and params.deinterlace == "auto":
+        yield "the source is interlaced: made progressive with bwdif, one picture per frame; --deinterlace off does not"
+    elif info.interlaced and params.deinterlace == "off":
+        yield "the source is interlaced and was left so: moving edges are combed"
+
+
+def _hdr_notes(info: VideoInfo, encode: EncodeParams) -> Iterator[str]:
+    if info.dynamic_metadata:
+        yield (
+            f"{' and '.join(info.dynamic_metadata)} metadata was dropped: it describes the source's frames and cannot "
+            "be made anew; the result is plain HDR10, HLG or SDR as its tags say"
+        )
+    if is_images(encode.container):
+        if info.is_hdr:
+            yield (
+                f"the images hold the source's {info.color_trc} values without a tag that says so"
+                + (", and exr takes them for sRGB on its way to linear light" if encode.container == "exr" else "")
+            )
+        return
+    if info.is_hdr and depth_of(encode.pix_fmt) == 8:
+        yield f"HDR encoded as {encode.pix_fmt}: 8 bits show bands; h265 or av1 with 10 bits do not"
+    if (info.mastering_display or info.content_light) and encode.codec not in CARRIES_HDR10:
+        yield (
+            f"mastering display and light levels were left out: they are not written with {encode.codec}; "
+            f"{', '.join(sorted(CARRIES_HDR10))} keep them"
+        )
+
+
+def _alpha_notes(info: VideoInfo, encode: EncodeParams) -> Iterator[str]:
+    if info.has_alpha and not has_alpha(encode.pix_fmt):
+        images = is_images(encode.container)
+        able = kinds_with_alpha() if images else codecs_with_alpha()
+        yield (
+            f"the transparency of the source was left out: {encode.container if images else encode.codec} as "
+            f"{encode.pix_fmt} does not hold it; {', '.join(able)} do"
+        )
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from flashvsr_core.config import Deinterlace
 from tasks.media.decode import read_frames
 from tasks.media.probe import VideoInfo, probe
 
@@ -99,6 +100,7 @@ def measure(
     joins: Sequence[int],
     seconds: float,
     pictures: int = 4,
+    deinterlace: Deinterlace = "auto",
 ) -> tuple[Quality, tuple[Sight, ...]]:
     """Look at `result`, the enlarged `source`, around `joins` (first frames of segments) and elsewhere.
 
@@ -111,7 +113,7 @@ def measure(
     windows, sights = [], []
     for place in spread(places):
         start, stop = max(0, place - MARGIN), min(info.frames, place + MARGIN + 1)
-        theirs = _read(source, info, start, stop)
+        theirs = _read(source, info, start, stop, deinterlace)
         ours = _read(result, made, start, stop)
         windows.append(window(place, start, theirs, ours))
         if place in show:
@@ -220,8 +222,8 @@ def _steps(frames: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(frames, axis=0)).mean((1, 2))
 
 
-def _read(path: Path, info: VideoInfo, start: int, stop: int) -> np.ndarray:
-    frames = np.concatenate(list(read_frames(path, info, start, stop)))
+def _read(path: Path, info: VideoInfo, start: int, stop: int, deinterlace: Deinterlace = "auto") -> np.ndarray:
+    frames = np.concatenate(list(read_frames(path, info, start, stop, deinterlace=deinterlace)))
     return frames if frames.dtype == np.uint8 else (frames >> 8).astype(np.uint8)
 
 

@@ -14,9 +14,11 @@ from flashvsr_core.errors import FlashvsrError, UserError
 from flashvsr_core.segments import SegmentPlan
 from tasks.catalogue import finished_segments
 from tasks.media import check
+from tasks.media.codecs import spec_of
 from tasks.media.images import is_images
 from tasks.media.mux import merge
 from tasks.media.probe import VideoInfo
+from tasks.media.timecode import later
 from tasks.media.timestamps import Timestamps
 from tasks.outputs import container_of
 from tasks.plan import JobPlan, read_plan
@@ -93,6 +95,10 @@ def recover(
             "images are not recovered by themselves, since each is finished on its own; go on with "
             "'flashvsr jobs resume'"
         )
+    spec = spec_of(plan.encode.codec, plan.encode.encoder)
+    if spec is None or container not in spec.containers:
+        able = ", ".join(f".{name}" for name in (spec.containers if spec else ()))
+        raise UserError(f"{container} does not hold {plan.encode.codec}; choose an output ending in {able}")
     plan = replace(plan, encode=replace(plan.encode, container=container))
     if not force and urls.exists(output):  # even this job's own: a part must not replace the whole unasked
         raise UserError(f"{output} exists; choose another OUTPUT, or use --force to replace it")
@@ -193,6 +199,8 @@ def _silent(info: VideoInfo, segments: tuple[SegmentPlan, ...]) -> VideoInfo:
         timestamps=Timestamps.of(times - times[0]),
         duration=float(int(times[-1] - times[0]) * Fraction(*info.time_base) + 1 / rate),
         start_time=0.0,
+        timecode=info.timecode
+        and later(info.timecode, rate, int(times[0] - info.timestamps.pts(0)) * Fraction(*info.time_base)),
         audio_start=None,
         streams=tuple(stream for stream in info.streams if stream.index == info.stream_index),
         chapters=0,

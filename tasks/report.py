@@ -126,7 +126,7 @@ def look_at(result: Path, source: Path, plan: JobPlan, seconds: float, reference
     joins = [segment.start for segment in plan.segments[1:]]
     allowed = max(LEAST_LOOK, LOOK_SHARE * seconds)
     try:
-        found, sights = quality.measure(result, source, plan.info, joins, allowed)
+        found, sights = quality.measure(result, source, plan.info, joins, allowed, deinterlace=plan.params.deinterlace)
         scores, notes = quality.or_note("no-reference scores", lambda: score([s.result for s in sights], present()))
         against: dict[str, float] = {}
         if reference is not None:

@@ -18,16 +18,17 @@ from flashvsr_core.config import ComputeParams
 from flashvsr_core.cuts import CONTEXT
 from flashvsr_core.errors import FlashvsrError, TransientError, UserError
 from flashvsr_core.layout import Planes
-from flashvsr_core.pixels import rgb_packer, yuv_packer
+from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, rgb_packer, yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
 from tasks import stop
 from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
 from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
-from tasks.media.decode import read_frames
+from tasks.media import images
+from tasks.media.codecs import has_alpha
+from tasks.media.decode import Channel, read_frames
 from tasks.media.encode import check_segment, encode_segment, layout_of
-from tasks.media.images import depth_of, encode_images, is_images
 from tasks.plan import JobPlan, read_plan
 from tasks.sources import check_unchanged, unchanged
 from tasks.speed import remember_speed
@@ -128,7 +129,7 @@ def _make(
         memory = PeakMemory(device)
         upscaler = loaded_upscaler(plan.params, plan.digests, compute, device)
         chunks = _chunks(plan, segment, upscaler, source, memory, heart)
-        write: Any = encode_images if is_images(plan.encode.container) else encode_segment
+        write: Any = images.encode_images if images.is_images(plan.encode.container) else encode_segment
         encoded = write(chunks, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
         seconds = time.monotonic() - begun
     released()
@@ -162,17 +163,53 @@ def _make(
 def _chunks(
     plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, memory: PeakMemory, heart: Heart
 ) -> Iterator[np.ndarray | Planes]:
-    """The segment's planes (RGB for images), straight from source frames through the model."""
-    preroll = plan.params.preroll
-    assert isinstance(preroll, int), "a plan's parameters are resolved"
-    first, end = reading_range(segment, preroll, CONTEXT, plan.info.frames)
-    frames = read_frames(source, plan.info, first, end)
-    images = is_images(plan.encode.container)
-    pack = rgb_packer(depth_of(plan.encode)) if images else yuv_packer(layout_of(plan.encode, plan.info))
-    for planes in upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack):
+    """The segment's planes (RGB or RGBA for images), straight from source frames through the model; transparency
+    goes through it as a picture of its own."""
+    colour_pack: Pack
+    if images.is_images(plan.encode.container):
+        depth = images.depth_of(plan.encode)
+        colour_pack, alpha_pack = rgb_packer(depth), grey_packer(depth)
+    else:
+        layout = layout_of(plan.encode, plan.info)
+        colour_pack, alpha_pack = yuv_packer(layout), grey_packer(layout.depth)
+    chunks = _pictures(plan, segment, upscaler, source, colour_pack, "colour")
+    if has_alpha(plan.encode.pix_fmt):
+        chunks = _with_alpha(chunks, _pictures(plan, segment, upscaler, source, alpha_pack, "alpha"))
+    for planes in chunks:
         stop.within_segment()
         memory.look()
         count = len(planes[0] if isinstance(planes, tuple) else planes)
         heart.count(count, memory.bytes)
         tell(FramesDone(segment.index, count, memory.bytes))
         yield planes
+
+
+def _pictures(
+    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, pack: Pack, channel: Channel
+) -> Iterator[np.ndarray | Planes]:
+    """One channel of the segment through the model, made into what `pack` makes, at the final size."""
+    preroll = plan.params.preroll
+    assert isinstance(preroll, int), "a plan's parameters are resolved"
+    first, end = reading_range(segment, preroll, CONTEXT, plan.info.frames)
+    # PQ and HLG pictures go through as they are coded: every curve tried instead did worse (tests/bench/hdr.md).
+    frames = read_frames(source, plan.info, first, end, deinterlace=plan.params.deinterlace, channel=channel)
+    pack = changed(pack, resizer(plan.geometry.out_width, plan.geometry.out_height))
+    return upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack)
+
+
+def _with_alpha(
+    colours: Iterator[np.ndarray | Planes], alphas: Iterator[np.ndarray | Planes]
+) -> Iterator[np.ndarray | Planes]:
+    """Y, U, V and A (RGBA for images) of each frame: the two streams may cut their chunks at other frames."""
+    clear = (np.asarray(chunk)[i : i + 1] for chunk in alphas for i in range(len(chunk)))
+    for colour, alpha in zip(_single(colours), clear, strict=True):
+        yield (*colour, alpha) if isinstance(colour, tuple) else np.concatenate([colour, alpha[..., None]], axis=-1)
+
+
+def _single(chunks: Iterator[np.ndarray | Planes]) -> Iterator[np.ndarray | Planes]:
+    """The same, one frame at a time."""
+    for chunk in chunks:
+        if isinstance(chunk, tuple):
+            yield from (tuple(plane[i : i + 1] for plane in chunk) for i in range(len(chunk[0])))
+        else:
+            yield from (chunk[i : i + 1] for i in range(len(chunk)))

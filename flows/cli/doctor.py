@@ -95,15 +95,33 @@ def _encoders() -> Finding:
     import av
     from av.codec import Codec
 
+    from tasks.media.codecs import SOFTWARE
+
     missing = []
-    for name in ("libx264", "libx265"):
+    for name in sorted({spec.encoder for spec in SOFTWARE.values()}):
         try:
             Codec(name, "w")
         except ValueError:
             missing.append(name)
     if missing:
         return Finding("encoders", "missing", f"PyAV {av.__version__} lacks {', '.join(missing)}", "pip install av")
-    return Finding("encoders", "ok", f"libx264 and libx265 in PyAV {av.__version__}")
+    return Finding("encoders", "ok", f"{', '.join(SOFTWARE)} in PyAV {av.__version__}")
+
+
+def _nvenc() -> Finding:
+    from tasks.media.codecs import NVENC
+    from tasks.media.encoder import probe_encoder
+
+    works, reason = [], ""
+    for codec, spec in NVENC.items():
+        try:
+            probe_encoder(spec.encoder)
+            works.append(codec)
+        except FlashvsrError as error:
+            reason = str(error)
+    if not works:
+        return Finding("nvenc", "note", "none works", f"needed for --encoder nvenc only: {reason}")
+    return Finding("nvenc", "ok", f"{', '.join(works)} (a test encode worked)")
 
 
 def _prefect() -> Finding:
@@ -154,7 +172,7 @@ def _disk() -> Finding:
 
 
 _CHECKS: tuple[Callable[[], Finding], ...] = (
-    _python, _system, _torch, _gpu, _triton, _ffmpeg, _encoders, _prefect, _weights, _s3, _memory, _disk,
+    _python, _system, _torch, _gpu, _triton, _ffmpeg, _encoders, _nvenc, _prefect, _weights, _s3, _memory, _disk,
 )  # fmt: skip
 
 

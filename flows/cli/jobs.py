@@ -14,7 +14,7 @@ from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import UserError
 from flows import settings
 from flows.cli import options
-from flows.cli.quantities import age_text, bytes_text, parse_age, parse_bytes
+from flows.cli.quantities import age_text, bytes_text, encoder_text, parse_age, parse_bytes
 from flows.cli.run import pipeline, tell_report
 
 if TYPE_CHECKING:
@@ -300,10 +300,7 @@ def _print_details(details: "JobDetails") -> None:
                 "model",
                 f"{params.model} {params.mode}, {params.precision}, attention {params.attention}, {plan.device_type}",
             ),
-            (
-                "encoder",
-                f"{encode.codec} {encode.pix_fmt}, crf {encode.crf}, preset {encode.preset}, {encode.container}",
-            ),
+            ("encoder", encoder_text(vars(encode))),
             *(("note", note) for note in plan.notes),
         ]
     if report is not None:

@@ -20,8 +20,8 @@ Source = Annotated[
 Output = Annotated[
     str | None,
     Parameter(
-        help="Result: .mp4, .mkv, .mov; .png, .tiff, .dpx or .exr with %06d in its name, or a folder with --container; "
-        "default NAME_4x.mp4 (or 2x, 3x) beside SOURCE."
+        help="Result: .mp4, .mkv, .mov, .webm; .png, .tiff, .dpx or .exr with %06d in its name, or a folder with "
+        "--container; default NAME_4x.mp4 (or 2x, 3x; or as --delivery has it) beside SOURCE."
     ),
 ]
 Pixels = Annotated[UpscaleParams, Parameter(name="*", group="What changes pixels")]

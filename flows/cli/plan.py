@@ -10,6 +10,7 @@ from rich.table import Table
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flows import settings
 from flows.cli import options
+from flows.cli.quantities import encoder_text
 from tasks.media.encode import EncodeParams
 from tasks.media.limits import Limits
 from tasks.media.trim import Trim
@@ -88,7 +89,7 @@ def _table(found: dict[str, Any]) -> Table:
         ("input", f"{found['source']}  {_size(found['input_size'])}, {found['frames']} frames at {_rate(found)} fps"),
         ("output", f"{found['output']}  {_size(found['output_size'])} (computed as {_size(found['padded_size'])})"),
         ("model", f"{params['model']} {params['mode']}, {params['precision']}, attention {params['attention']}"),
-        ("encoder", f"{encode['codec']} {encode['pix_fmt']}, crf {encode['crf']}, preset {encode['preset']}"),
+        ("encoder", encoder_text(encode)),
         ("segments", f"{len(segments)} of up to {longest} frames, {len(found['finished'])} finished"),
         ("estimate", f"{found['estimate_seconds']:.0f} s of computing left (from {found['estimate_basis']})"),
         ("disk", f"about {found['disk_bytes'] / 1e6:.0f} MB while it runs"),

@@ -1,6 +1,7 @@
 """One segment of finished video: planes in, a file with closed groups of pictures, tags and exact times out."""
 
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,36 +11,26 @@ from typing import Any, ClassVar, Literal, cast, get_args
 
 import av
 import av.container
-import av.video
-import numpy as np
 
 from flashvsr_core.config import FORM
 from flashvsr_core.errors import FlashvsrError, UserError
 from flashvsr_core.layout import Planes, YuvLayout
+from tasks.media import codecs
+from tasks.media.codecs import CodecSpec, Container, Encoder
+from tasks.media.delivery import DELIVERIES, DeliveryName
+from tasks.media.encoder import SMALLEST_TIMESCALE, add_stream, probe_encoder, restamp, video_frame
 from tasks.media.probe import VideoInfo
+from tasks.media.size import parse_target
 from tasks.media.source import file_url, open_source, os_reason, video_streams
-from tasks.media.tags import COLORSPACES, MATRIX_OF_TAG, PRIMARIES, RANGES, TAG_OF_MATRIX, TRANSFERS
 
-Codec = Literal["h264", "h265"]
-Preset = Literal[
-    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
-]
-PixFmt = Literal[
-    "auto", "yuv420p", "yuv444p", "yuv420p10le", "yuv444p10le", "rgb24", "rgb48be", "rgb48le", "gbrp10be", "gbrpf32le"
-]
-Container = Literal["mp4", "mkv", "mov", "png", "tiff", "dpx", "exr"]
+Codec = Literal["auto", codecs.Codec]
+Preset = Literal["auto", codecs.Preset]
+PixFmt = Literal["auto", codecs.PixFmt]
 
-DEFAULT_CRF = {"h264": 18, "h265": 20}
-LARGEST_CRF = 51
-LARGEST_SIDE = {"h264": 16384, "h265": 16384}  # pixels; what libx264 and libx265 take
-# Width and height in pixels. libx265 4.2 (PyAV 18.1) writes beyond its memory in narrow pictures, and the process dies
-# of it sooner or later (malloc's checks find it at every width tried up to 48, and at none from 52 on).
-SMALLEST = {"h264": (1, 1), "h265": (64, 16)}
-# Frames by which libx265 decodes ahead with every preset. Set by us: in segments of one or two frames its own decoding
-# times are left-overs of memory (PyAV 18.1), so that files differ and some cannot be written at all.
-X265_DELAY = 2
-SMALLEST_TIMESCALE = 10_000  # ticks per second of segments: what ffmpeg would raise a smaller one to
-SEGMENT_FORMAT: Literal["mp4"] = "mp4"
+LARGEST_CRF = 63
+BITRATES = (10, 2_000_000)  # kbit/s
+# Names of segments in the store end so, whatever the codec: only we read them, and we look at what they are.
+SEGMENT_SUFFIX: Literal["mp4"] = "mp4"
 
 
 @dataclass(frozen=True)
@@ -48,35 +39,64 @@ class EncodeParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORM
 
-    codec: Codec = "h264"
-    """h264 (plays everywhere) or h265 (smaller files, slower)."""
+    delivery: DeliveryName = "none"
+    """A named set of choices for what is left open: web, archive or edit (flashvsr presets lists them)."""
+    codec: Codec = "auto"
+    """h264, h265, av1, vp9, prores (422 HQ), prores4444 or ffv1; auto: h264, h265 for HDR, vp9 or av1 in webm."""
+    encoder: Encoder = "software"
+    """software, or nvenc (h264, h265, av1 on NVIDIA GPUs; tried when a job is planned)."""
     crf: int | None = None
-    """Constant quality, 0 (best) to 51; empty: 18 for h264, 20 for h265."""
-    preset: Preset = "medium"
-    """Speed of the encoder, ultrafast to placebo; slower makes smaller files."""
+    """Constant quality, 0 (best) to 51, or 63 for av1 and vp9; empty: 18 h264, 20 h265, 28 av1, 24 vp9."""
+    bitrate: int | None = None
+    """Average of every segment in kbit/s, instead of a constant quality."""
+    preset: Preset = "auto"
+    """Speed of the encoder, ultrafast to placebo; slower makes smaller files; auto: medium."""
     pix_fmt: PixFmt = "auto"
-    """Pixel format; auto: 4:2:0 (4:4:4 where a side is odd) with 8 bits, or 10 for sources deeper than 8.
+    """Pixel format; auto: 4:2:0 (4:4:4 where a side is odd), 8 bits, or 10 for deeper sources; alpha if it can.
 
-    Images have formats of their own: png rgb24 (8 bits) or rgb48be (16), tiff rgb48le or rgb24, dpx gbrp10be, exr
-    gbrpf32le (written as half)."""
+    Images have formats of their own: png rgb24, rgb48be, rgba, rgba64be; tiff rgb48le, rgb24, rgba64le, rgba; dpx
+    gbrp10be; exr gbrpf32le, gbrapf32le (written as half)."""
+    codec_args: str = ""
+    """More encoder arguments, key=value:key=value; those that only tune the picture are let through."""
+    target_size: str = ""
+    """Final size as displayed: WIDTHxHEIGHT, or HEIGHTp such as 2160p; empty: exactly scale x the source."""
     container: Container = "mp4"
-    """Kind of the finished file: mp4, mkv (holds every kind of stream), mov; or images: png, tiff, dpx, exr."""
+    """Kind of the finished file: mp4, mkv (holds every kind of stream), mov, webm; or images: png, tiff, dpx, exr."""
     threads: int = 4
     """Encoder threads; a fixed number, because it changes the encoder's result."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("codec", Codec), ("preset", Preset), ("pix_fmt", PixFmt), ("container", Container)):
+        for name, choices in (
+            ("delivery", get_args(DeliveryName)),
+            ("codec", ("auto", *get_args(codecs.Codec))),
+            ("encoder", get_args(Encoder)),
+            ("preset", ("auto", *get_args(codecs.Preset))),
+            ("pix_fmt", ("auto", *get_args(codecs.PixFmt))),
+            ("container", get_args(Container)),
+        ):
             value = getattr(self, name)
-            if value not in get_args(choices):
-                raise UserError(f"{name} {value!r} is not known; choose one of {', '.join(get_args(choices))}")
+            if value not in choices:
+                raise UserError(f"{name} {value!r} is not known; choose one of {', '.join(choices)}")
         if self.crf is not None and not 0 <= self.crf <= LARGEST_CRF:
             raise UserError(f"crf {self.crf} is out of range; allowed are 0 to {LARGEST_CRF}")
+        if self.bitrate is not None and not BITRATES[0] <= self.bitrate <= BITRATES[1]:
+            raise UserError(
+                f"bitrate {self.bitrate} kbit/s is out of range; allowed are {BITRATES[0]} to {BITRATES[1]}"
+            )
+        if self.crf is not None and self.bitrate is not None:
+            raise UserError("crf and bitrate exclude each other; give one of them")
         if not 1 <= self.threads <= 64:
             raise UserError(f"threads {self.threads} is out of range; allowed are 1 to 64")
+        codecs.parse_args(self.codec_args)
+        parse_target(self.target_size)
 
     @property
     def is_resolved(self) -> bool:
-        return self.crf is not None and self.pix_fmt != "auto"
+        spec = None if self.codec == "auto" else codecs.spec_of(self.codec, self.encoder)
+        if spec is None or self.pix_fmt == "auto":
+            return False
+        has_quality = spec.crf is None or self.crf is not None or self.bitrate is not None
+        return has_quality and (not spec.presets or self.preset != "auto")
 
 
 @dataclass(frozen=True)
@@ -91,74 +111,181 @@ class EncodedSegment:
 
 def resolve(params: EncodeParams, info: VideoInfo, out_width: int, out_height: int) -> EncodeParams:
     """Decide what was left open, for an output of this size in pixels; raises UserError where choices contradict it."""
-    odd = bool(out_width % 2 or out_height % 2)
-    depth = "10le" if info.bit_depth > 8 else ""
-    pix_fmt = params.pix_fmt
-    if pix_fmt == "auto":
-        pix_fmt = cast(PixFmt, f"yuv{'444' if odd else '420'}p{depth}")
-    if not pix_fmt.startswith("yuv"):
-        raise UserError(f"pixel format {pix_fmt} is for images, not for {params.container}; choose yuv420p or auto")
-    if odd and pix_fmt.startswith("yuv420p"):
+    delivery = DELIVERIES.get(params.delivery)
+    codec = params.codec if params.codec != "auto" else _auto_codec(params, info)
+    spec = codecs.spec_of(codec, params.encoder)
+    if spec is None:
+        raise UserError(f"nvenc does not encode {codec}; choose h264, h265 or av1, or --encoder software")
+    if params.container not in spec.containers:
         raise UserError(
-            f"pixel format {pix_fmt} cannot hold the odd output size {out_width}x{out_height} exactly; choose "
-            f"{pix_fmt.replace('420', '444')} or auto"
+            f"{params.container} does not hold {codec}; choose an output ending in "
+            f"{', '.join('.' + name for name in spec.containers)}, or a codec of {params.container}: "
+            f"{', '.join(codecs.codecs_for(params.container))}"
         )
-    (least_width, least_height), largest = SMALLEST[params.codec], LARGEST_SIDE[params.codec]
-    if max(out_width, out_height) > largest:
+    pix_fmt = params.pix_fmt
+    if pix_fmt == "auto" and delivery and codec == _delivered_codec(params, info):
+        given = delivery.hdr_pix_fmt if info.is_hdr else delivery.pix_fmt
+        pix_fmt = cast(PixFmt, _with_alpha(given, spec, info)) if given else pix_fmt
+        if pix_fmt != "auto" and not _fits(pix_fmt, out_width, out_height):
+            pix_fmt = "auto"
+    if pix_fmt == "auto":
+        pix_fmt = _auto_pix_fmt(spec, info, out_width, out_height)
+    _check_pix_fmt(codec, spec, pix_fmt, out_width, out_height)
+    _check_size(codec, spec, out_width, out_height)
+    crf = _resolved_crf(params, codec, spec)
+    preset = params.preset
+    if preset == "auto" and spec.presets:
+        preset = cast(Preset, (delivery and delivery.preset) or "medium")
+    if preset != "auto" and not spec.presets:
+        raise UserError(f"{codec} has no presets; leave --preset out")
+    if unknown := codecs.parse_args(params.codec_args).keys() - spec.args:
         raise UserError(
-            f"output size {out_width}x{out_height} is beyond {largest} pixels a side, the most {params.codec} "
+            f"codec argument {min(unknown)!r} is not let through to {spec.encoder}; allowed are "
+            f"{', '.join(sorted(spec.args))}"
+        )
+    if params.encoder != "software":
+        probe_encoder(spec.encoder)
+    return replace(params, codec=codec, crf=crf, preset=preset, pix_fmt=pix_fmt)
+
+
+def _delivered_codec(params: EncodeParams, info: VideoInfo) -> str | None:
+    delivery = DELIVERIES.get(params.delivery)
+    if delivery is None:
+        return None
+    if info.has_alpha and delivery.alpha_codec:
+        return delivery.alpha_codec
+    return delivery.hdr_codec if info.is_hdr else delivery.codec
+
+
+def _auto_codec(params: EncodeParams, info: VideoInfo) -> codecs.Codec:
+    if found := _delivered_codec(params, info):
+        return cast(codecs.Codec, found)
+    if params.container == "webm":
+        # The VP9 encoder in PyAV holds 8 bits; AV1 holds 10, but no transparency.
+        return "av1" if params.encoder == "nvenc" or (info.bit_depth > 8 and not info.has_alpha) else "vp9"
+    return "h265" if info.is_hdr else "h264"
+
+
+def _fits(pix_fmt: str, width: int, height: int) -> bool:
+    """Whether chroma planes have whole pixels: what 4:2:0 and 4:2:2 need to hold a size exactly."""
+    subsampling = codecs.subsampling_of(pix_fmt)
+    return subsampling == "444" or (width % 2 == 0 and (subsampling == "422" or height % 2 == 0))
+
+
+def _with_alpha(pix_fmt: str, spec: CodecSpec, info: VideoInfo) -> str:
+    transparent = pix_fmt.replace("yuv", "yuva")
+    return transparent if info.has_alpha and transparent in spec.pix_fmts else pix_fmt
+
+
+def _auto_pix_fmt(spec: CodecSpec, info: VideoInfo, width: int, height: int) -> PixFmt:
+    """The format that keeps transparency, the size and the depth, in this order, and is smallest then."""
+    depth = 10 if info.bit_depth > 8 else 8
+
+    def faults(name: str) -> tuple[bool, bool, bool, int, int]:
+        missing = depth - codecs.depth_of(name)
+        return (
+            codecs.has_alpha(name) != info.has_alpha,
+            not _fits(name, width, height),
+            missing > 0,
+            abs(missing),
+            ("420", "444", "422").index(codecs.subsampling_of(name)),  # 4:2:2 in H.264 plays in few places
+        )
+
+    return cast(PixFmt, min(spec.pix_fmts, key=faults))
+
+
+def _check_pix_fmt(codec: str, spec: CodecSpec, pix_fmt: str, width: int, height: int) -> None:
+    if pix_fmt in get_args(codecs.ImagePixFmt):
+        raise UserError(f"pixel format {pix_fmt} is for images, not for videos; choose yuv420p or auto")
+    if pix_fmt not in spec.pix_fmts:
+        raise UserError(f"{codec} does not encode {pix_fmt}; choose one of {', '.join(spec.pix_fmts)}")
+    if not _fits(pix_fmt, width, height):
+        better = re.sub("42[02]", "444", pix_fmt)
+        remedy = f"choose {better} or auto" if better in spec.pix_fmts else "choose another codec or --target-size"
+        raise UserError(f"pixel format {pix_fmt} cannot hold the odd output size {width}x{height} exactly; {remedy}")
+
+
+def _check_size(codec: str, spec: CodecSpec, width: int, height: int) -> None:
+    if max(width, height) > spec.largest:
+        raise UserError(
+            f"output size {width}x{height} is beyond {spec.largest} pixels a side, the most {codec} "
             "can encode; choose a smaller scale"
         )
-    if out_width < least_width or out_height < least_height:
+    if width < spec.smallest[0] or height < spec.smallest[1]:
         raise UserError(
-            f"output size {out_width}x{out_height} is below {least_width}x{least_height}, the least {params.codec} can "
+            f"output size {width}x{height} is below {spec.smallest[0]}x{spec.smallest[1]}, the least {codec} can "
             "encode; choose codec h264 or a larger scale"
         )
-    crf = params.crf if params.crf is not None else DEFAULT_CRF[params.codec]
-    return replace(params, crf=crf, pix_fmt=pix_fmt)
+
+
+def _resolved_crf(params: EncodeParams, codec: str, spec: CodecSpec) -> int | None:
+    if params.bitrate is not None:
+        if not spec.has_bitrate:
+            raise UserError(f"{codec} has no bitrate to choose; leave --bitrate out")
+        return None
+    if spec.crf is None:
+        if params.crf is not None:
+            raise UserError(f"{codec} has no crf to choose; leave --crf out")
+        return None
+    default, largest = spec.crf
+    if params.crf is None:
+        delivery = DELIVERIES.get(params.delivery)
+        return (delivery.crf or {}).get(codec, default) if delivery else default
+    if params.crf > largest:
+        raise UserError(f"crf {params.crf} is out of range; allowed for {codec} are 0 to {largest}")
+    return params.crf
 
 
 def layout_of(encode: EncodeParams, info: VideoInfo) -> YuvLayout:
     """Which planes the encoder wants."""
     _check_resolved(encode)
     return YuvLayout(
-        subsampling="444" if "444" in encode.pix_fmt else "420",
-        depth=10 if encode.pix_fmt.endswith("10le") else 8,
+        subsampling=codecs.subsampling_of(encode.pix_fmt),
+        depth=codecs.depth_of(encode.pix_fmt),
         matrix=info.matrix,
         full_range=info.full_range,
     )
 
 
+def segment_format(encode: EncodeParams) -> str:
+    """Muxer of this job's segments."""
+    return codecs.segment_format(encode.codec, encode.pix_fmt)
+
+
 def encode_segment(
     chunks: Iterable[Planes], path: str | Path, info: VideoInfo, encode: EncodeParams, width: int, height: int
 ) -> EncodedSegment:
-    """Encode planes (Y, U, V), each T h w, uint8 or uint16 with the value in the low bits, into the file `path`.
+    """Encode planes (Y, U, V and, for formats with transparency, A), each T h w, into the file `path`.
 
-    Errors of `chunks` pass through; the file is then closed and incomplete, for the caller to delete.
+    uint8, or uint16 with the value in the low bits. Errors of `chunks` pass through; the file is then closed and
+    incomplete, for the caller to delete.
     """
     _check_resolved(encode)
     rate = Fraction(*info.frame_rate)
     timescale = rate.numerator * -(-SMALLEST_TIMESCALE // rate.numerator)
     scales = {"movie_timescale": str(timescale), "video_track_timescale": str(timescale)}
+    muxer = segment_format(encode)
     frames = 0
     packets = 0
     with writing(path):
-        container = av.open(file_url(path), "w", format=SEGMENT_FORMAT, options=scales)
+        container = av.open(file_url(path), "w", format=muxer, options=scales if muxer != "webm" else {})
     try:
         with writing(path):
-            stream = _add_stream(container, info, encode, width, height, rate)
+            stream = add_stream(container, info, encode, width, height, rate)
         for planes in chunks:
-            for y, u, v in zip(*planes, strict=True):
-                frame = _frame((y, u, v), encode.pix_fmt, width, height)
+            for picture in zip(*planes, strict=True):
+                frame = video_frame(picture, encode.pix_fmt, width, height)
+                if encode.encoder == "nvenc" and encode.pix_fmt == "yuv420p10le":
+                    frame = frame.reformat(format="p010le")
                 frame.pts = frames
                 frame.time_base = 1 / rate
                 with writing(path):
-                    packets += _mux(container, stream.encode(frame), packets, encode.codec)
+                    packets += _mux(container, stream.encode(frame), packets, encode)
                 frames += 1
         if not frames:
             raise FlashvsrError(f"no frames came for segment {str(path)!r}; at least 1 is needed")
         with writing(path):
-            packets += _mux(container, stream.encode(), packets, encode.codec)
+            packets += _mux(container, stream.encode(), packets, encode)
     except BaseException:
         _abandon(container)
         raise
@@ -191,11 +318,10 @@ def check_segment(path: str | Path, frames: int, width: int, height: int) -> Non
         raise FlashvsrError(f"segment {name} has {found} frames, expected {frames}; delete it and run again")
 
 
-def _mux(container: av.container.OutputContainer, packets: list[av.Packet], number: int, codec: Codec) -> int:
+def _mux(container: av.container.OutputContainer, packets: list[av.Packet], number: int, encode: EncodeParams) -> int:
     """Write packets, the first of which is the file's packet `number`; how many there were."""
     for packet in packets:
-        if codec == "h265":
-            packet.dts = number - X265_DELAY
+        restamp(packet, number, encode)
         container.mux(packet)
         number += 1
     return len(packets)
@@ -204,63 +330,6 @@ def _mux(container: av.container.OutputContainer, packets: list[av.Packet], numb
 def _check_resolved(encode: EncodeParams) -> None:
     if not encode.is_resolved:
         raise FlashvsrError(f"encode settings still have open choices ({encode}); pass the result of resolve()")
-
-
-def _add_stream(
-    container: av.container.OutputContainer,
-    info: VideoInfo,
-    encode: EncodeParams,
-    width: int,
-    height: int,
-    rate: Fraction,
-) -> av.video.VideoStream:
-    stream = container.add_stream(f"lib{encode.codec.replace('h', 'x')}", rate=rate)
-    assert isinstance(stream, av.video.VideoStream)
-    context = stream.codec_context
-    context.width, context.height, context.pix_fmt = width, height, encode.pix_fmt
-    context.time_base = 1 / rate
-    context.thread_count = encode.threads
-    context.sample_aspect_ratio = Fraction(*info.sample_aspect_ratio)
-    # The tags of the source; its matrix and range are written even where it says nothing, since they were assumed.
-    known = info.colorspace if MATRIX_OF_TAG.get(info.colorspace or "") == info.matrix else None
-    context.colorspace = COLORSPACES[known or TAG_OF_MATRIX[info.matrix]]
-    context.color_range = RANGES["pc" if info.full_range else "tv"]
-    if info.color_primaries:
-        context.color_primaries = PRIMARIES[info.color_primaries]
-    if info.color_trc:
-        context.color_trc = TRANSFERS[info.color_trc]
-    if info.display_matrix:
-        stream.set_display_matrix(info.display_matrix)
-    stream.options = {"preset": encode.preset, "crf": str(encode.crf), **_codec_options(encode)}
-    if encode.codec == "h265":
-        context.codec_tag = "hvc1"  # what Apple players need
-    return stream
-
-
-def _codec_options(encode: EncodeParams) -> dict[str, str]:
-    if encode.codec == "h264":
-        # cpu-independent: another machine must give the same frames. Without it not even the same machine does: the
-        # AVX-512 code for macroblock trees in PyAV 18.1's libx264 gave 12 different files in 12 runs.
-        return {"x264-params": f"open-gop=0:cpu-independent=1:threads={encode.threads}"}
-    # Without repeated headers frames are lost or wrong when a merge joins differently encoded segments (measured).
-    # Unset, pools and frame-threads follow the machine's cores, and frame-threads changes the result.
-    pools = f"pools={encode.threads}:frame-threads={1 + (encode.threads >= 4)}"
-    return {"x265-params": f"open-gop=0:repeat-headers=1:log-level=error:{pools}"}
-
-
-def _frame(planes: tuple[np.ndarray, ...], pix_fmt: str, width: int, height: int) -> av.VideoFrame:
-    """Copy three planes (h w) into a new frame, whose lines are padded."""
-    frame = av.VideoFrame(width, height, pix_fmt)
-    dtype = np.dtype("<u2") if pix_fmt.endswith("10le") else np.dtype("u1")
-    for plane, values in zip(frame.planes, planes, strict=True):
-        if values.shape != (plane.height, plane.width) or values.dtype != dtype:
-            raise FlashvsrError(
-                f"a plane is {values.shape[1]}x{values.shape[0]} {values.dtype}, {pix_fmt} at {width}x{height} wants "
-                f"{plane.width}x{plane.height} {dtype}"
-            )
-        lines = np.frombuffer(memoryview(plane), dtype).reshape(-1, plane.line_size // dtype.itemsize)
-        lines[: plane.height, : plane.width] = values
-    return frame
 
 
 @contextmanager

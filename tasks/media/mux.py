@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import av.codec
@@ -17,21 +18,26 @@ import ffmpeg
 from ffmpeg.nodes import FilterableStream
 
 from flashvsr_core.errors import FlashvsrError
-from tasks.media.encode import SMALLEST_TIMESCALE, EncodeParams
+from tasks.media.codecs import MUXER
+from tasks.media.encode import EncodeParams, segment_format
+from tasks.media.encoder import SMALLEST_TIMESCALE
 from tasks.media.ffmpeg import run_ffmpeg
 from tasks.media.probe import StreamInfo, VideoInfo
 from tasks.media.source import FORMATS, PROTOCOLS, file_url, open_source, os_reason, video_streams
 from tasks.media.stills import PICTURES as PICTURES_ALONE
 
-MUXER = {"mp4": "mp4", "mov": "mov", "mkv": "matroska"}
+SEGMENTS = "concat,mov,matroska"  # demuxers of the list of segments and of what it names
 TEXT_SUBTITLES = {"subrip", "ass", "ssa", "webvtt", "mov_text", "text", "ttml"}
 STYLED_SUBTITLES = {"ass", "ssa"}
-TEXT_TARGET = {"mp4": "mov_text", "mov": "mov_text", "mkv": "subrip"}
-TEXT_TARGET_NAME = {"mov_text": "mov_text", "subrip": "srt"}
-EXPERIMENTAL = {"truehd"}  # ffmpeg refuses these in mp4 and mov without a switch that few players follow
-PICTURES = {"mp4": {"mjpeg", "png"}, "mov": {"mjpeg", "png"}, "mkv": {"mjpeg", "png", "bmp", "gif", "webp"}}
-WITH_ALPHA = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya8", "ya16", "pal8")  # beginnings of pixel formats
-AUDIO_BITRATE = "256k"  # where a container forces a conversion to AAC
+TEXT_TARGET = {"mp4": "mov_text", "mov": "mov_text", "mkv": "subrip", "webm": "webvtt"}
+TEXT_TARGET_NAME = {"mov_text": "mov_text", "subrip": "srt", "webvtt": "webvtt"}
+AUDIO_TARGET = {"mp4": "aac", "mov": "aac", "mkv": "aac", "webm": "opus"}
+AUDIO_ENCODER = {"aac": "aac", "opus": "libopus"}
+# Listed by libavformat, and refused when it writes: truehd without a switch that few players follow, the rest in mov.
+REFUSED = {"mp4": {"truehd"}, "mov": {"truehd", "opus", "flac"}}
+PICTURES = {"mp4": {"mjpeg", "png"}, "mkv": {"mjpeg", "png"}}  # cover art; mov and webm have no place for it
+PICTURE_FILES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
+AUDIO_BITRATE = "256k"  # where a container forces a conversion
 VFR_TIMESCALE = 90_000  # ticks per second where the source's own time base does not fit into mp4
 # QuickTime numbers languages; ffmpeg knows one of the two ISO 639-2 spellings of each and drops the other in silence.
 MOV_LANGUAGE = {
@@ -39,6 +45,8 @@ MOV_LANGUAGE = {
     "slo": "slk", "sqi": "alb", "mkd": "mac", "hye": "arm", "kat": "geo", "bod": "tib", "mya": "bur", "msa": "may",
     "swe": "sve",
 }  # fmt: skip
+TIMECODE = "tmcd"
+TIMECODE_TRACK = ("mp4", "mov")  # containers with a track for the timecode
 CHAPTER_TRACKS = {"bin_data", "text", "mov_text"}  # how mp4 stores chapters; -map_chapters carries them
 
 
@@ -49,13 +57,14 @@ class _Carried:
     indices: list[int] = field(default_factory=list)
     codecs: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: {"a": 0, "s": 0, "v": 1})
+    cover: StreamInfo | None = None  # the picture that becomes an attachment
+    counts: dict[str, int] = field(default_factory=lambda: {"a": 0, "s": 0, "v": 1, "t": 0})
 
     def add(self, stream: StreamInfo, kind: str, codec: str | None = None) -> None:
         self.indices.append(stream.index)
         if kind in self.counts:
             if codec:
-                self.codecs[f"c:{kind}:{self.counts[kind]}"] = codec
+                self.codecs[f"c:{kind}:{self.counts[kind]}"] = AUDIO_ENCODER.get(codec, codec)
                 if kind == "a":
                     self.codecs[f"b:a:{self.counts[kind]}"] = AUDIO_BITRATE
             self.counts[kind] += 1
@@ -79,21 +88,25 @@ def merge(
     carried = _carry(info, encode)
     with tempfile.TemporaryDirectory(prefix=".merge-", dir=Path(output_path).resolve().parent) as folder:
         listing = _write_list(Path(folder), segments, Fraction(*info.frame_rate))
-        concat = {"format": "concat", "safe": "0", "protocol_whitelist": PROTOCOLS, "format_whitelist": "concat,mov"}
+        concat = {"format": "concat", "safe": "0", "protocol_whitelist": PROTOCOLS, "format_whitelist": SEGMENTS}
         rate = Fraction(*info.frame_rate)
         timescale = rate.numerator * -(-SMALLEST_TIMESCALE // rate.numerator)
         picture: FilterableStream
         if info.constant_rate:
             picture = ffmpeg.input(str(listing), itsoffset=f"{info.start_time:.6f}", **concat)
         else:
-            joined, timed = Path(folder, "joined.mp4"), Path(folder, "timed.mp4")
+            muxer = segment_format(encode)
+            joined, timed = Path(folder, f"joined.{muxer}"), Path(folder, f"timed.{muxer}")
             plain = ffmpeg.input(str(listing), **concat)
-            scales = {"movie_timescale": timescale, "video_track_timescale": timescale}
-            run_ffmpeg(ffmpeg.output(plain["v:0"], file_url(joined), format="mp4", c="copy", **scales), program)
+            scales = {"movie_timescale": timescale, "video_track_timescale": timescale} if muxer != "webm" else {}
+            run_ffmpeg(ffmpeg.output(plain["v:0"], file_url(joined), format=muxer, c="copy", **scales), program)
             timescale = _vfr_timescale(info)
-            _retime(joined, timed, info, timescale)
+            _retime(joined, timed, info, timescale, muxer)
             picture = ffmpeg.input(
-                file_url(timed), itsoffset=f"{info.start_time:.6f}", protocol_whitelist=PROTOCOLS, format="mov"
+                file_url(timed),
+                itsoffset=f"{info.start_time:.6f}",
+                protocol_whitelist=PROTOCOLS,
+                format="matroska" if muxer == "webm" else "mov",
             )
         options = _output_options(info, encode, timescale, carried) | carried.codecs
         streams = [picture["v:0"]]
@@ -102,6 +115,7 @@ def merge(
         else:
             cut, lasting = _excerpt(info)
             options |= lasting
+            options |= _attached_cover(source_path, carried, Path(folder))
             source = ffmpeg.input(file_url(source_path), protocol_whitelist=PROTOCOLS, format_whitelist=FORMATS, **cut)
             # With no stream to carry, a map that matches nothing keeps the source an input: its metadata is wanted.
             others = {index: source[str(index)] for index in carried.indices}
@@ -145,14 +159,18 @@ def _trimmed_subtitles(
     return found
 
 
-def _output_options(info: VideoInfo, encode: EncodeParams, timescale: int, carried: _Carried) -> dict[str, str | int]:
-    options: dict[str, str | int] = {
+def _output_options(info: VideoInfo, encode: EncodeParams, timescale: int, carried: _Carried) -> dict[str, Any]:
+    options: dict[str, Any] = {
         "format": MUXER[encode.container],
         "c": "copy",
         "map_metadata": 1,
         "map_chapters": 1,
     }
-    if encode.container != "mkv":
+    if info.timecode:
+        # mp4 and mov make a timecode track of it, Matroska a tag.
+        options |= {"timecode": info.timecode} if encode.container in TIMECODE_TRACK else {}
+        options |= {"metadata": f"timecode={info.timecode}"} if encode.container not in TIMECODE_TRACK else {}
+    if encode.container in ("mp4", "mov"):
         options |= {"movie_timescale": timescale, "video_track_timescale": timescale, "movflags": "+faststart"}
         if encode.codec == "h265":
             options["tag:v:0"] = "hvc1"  # what Apple players need
@@ -170,11 +188,23 @@ def _output_options(info: VideoInfo, encode: EncodeParams, timescale: int, carri
     return options
 
 
-def _mov_languages(info: VideoInfo, carried: _Carried) -> dict[str, str | int]:
+def _attached_cover(source_path: str | Path, carried: _Carried, folder: Path) -> dict[str, Any]:
+    """Options that attach cover art as Matroska wants it: a file named cover.*, after the source's own attachments."""
+    if carried.cover is None:
+        return {}
+    name, kind = PICTURE_FILES[carried.cover.codec]
+    with open_source(source_path) as container:
+        stream = container.streams[carried.cover.index]
+        packet = next(packet for packet in container.demux(stream) if packet.size)
+        (folder / name).write_bytes(bytes(packet))
+    return {"attach": str(folder / name), f"metadata:s:t:{carried.counts['t']}": f"mimetype={kind}"}
+
+
+def _mov_languages(info: VideoInfo, carried: _Carried) -> dict[str, Any]:
     """Options that respell languages of sound and subtitles for mov."""
     kinds = {"audio": "a", "subtitle": "s"}
     numbers = {"a": 0, "s": 0}
-    options: dict[str, str | int] = {}
+    options: dict[str, Any] = {}
     streams = {stream.index: stream for stream in info.streams}
     for stream in (streams[index] for index in carried.indices if streams[index].kind in kinds):
         kind = kinds[stream.kind]
@@ -188,8 +218,6 @@ def _carry(info: VideoInfo, encode: EncodeParams) -> _Carried:
     """Decide for every stream of the source: copied, converted or left out, and say what is not copied."""
     carried = _Carried()
     container = encode.container
-    if info.pix_fmt.startswith(WITH_ALPHA):
-        carried.notes.append("the transparency of the video was left out: neither h264 nor h265 holds it")
     for stream in info.streams:
         if stream.index == info.stream_index:
             continue
@@ -198,18 +226,30 @@ def _carry(info: VideoInfo, encode: EncodeParams) -> _Carried:
             if stream.codec in holds(container):
                 carried.add(stream, "a")
             else:
-                carried.add(stream, "a", "aac")
-                carried.notes.append(f"{label} was converted to aac: {container} cannot hold it; mkv can")
+                target = AUDIO_TARGET[container]
+                carried.add(stream, "a", target)
+                remedy = "; mkv can" if container != "mkv" else ""
+                carried.notes.append(f"{label} was converted to {target}: {container} cannot hold it{remedy}")
         elif stream.kind == "subtitle":
             _carry_subtitle(carried, stream, label, container)
-        elif stream.cover and stream.codec in PICTURES[container]:
-            carried.add(stream, "v")
+        elif stream.cover and stream.codec in PICTURES.get(container, ()):
+            if container != "mkv":
+                carried.add(stream, "v")
+            elif carried.cover is None:
+                carried.cover = stream
+            else:
+                carried.notes.append(f"{label} was left out: one picture is attached, the first; mp4 can hold more")
         elif stream.kind == "attachment" and container == "mkv":
             carried.add(stream, "t")
         elif stream.kind == "video" and not stream.cover:
             carried.notes.append(f"{label} was left out: one video stream is upscaled, the first")
+        elif stream.kind == "data" and container in ("mp4", "mov") and _is_telemetry(stream, info):
+            carried.add(stream, "d")
+        elif stream.kind == "data" and info.timecode and stream.codec == TIMECODE:
+            pass  # made anew
         elif not (stream.kind == "data" and info.chapters and stream.codec in CHAPTER_TRACKS):
-            remedy = "; mkv can" if stream.kind == "attachment" else ""
+            able = "mkv can" if stream.kind == "attachment" else "mp4 and mkv can" if stream.cover else ""
+            remedy = f"; {able}" if able else ""
             carried.notes.append(f"{label} was left out: {container} cannot hold it{remedy}")
     return carried
 
@@ -225,6 +265,11 @@ def _carry_subtitle(carried: _Carried, stream: StreamInfo, label: str, container
     else:
         remedy = "; mkv can" if container != "mkv" and stream.codec in holds("mkv") else ""
         carried.notes.append(f"{label} was left out: {container} cannot hold it{remedy}")
+
+
+def _is_telemetry(stream: StreamInfo, info: VideoInfo) -> bool:
+    """Whether a data stream is a camera's (gpmd): the one kind that mp4 gives and takes. Chapters look the same."""
+    return stream.codec == "bin_data" and info.container.startswith("mov") and not info.chapters
 
 
 def _label(stream: StreamInfo) -> str:
@@ -245,7 +290,7 @@ def holds(container: str) -> frozenset[str]:
             canonical.add(av.codec.Codec(name, "r").canonical_name)
         except av.codec.codec.UnknownCodecError:  # an encoder without a decoder of that name
             canonical.add(av.codec.Codec(name, "w").canonical_name)
-    return frozenset(canonical - (EXPERIMENTAL if container != "mkv" else set()))
+    return frozenset(canonical - REFUSED.get(container, set()))
 
 
 def _write_list(folder: Path, segments: Sequence[tuple[str | Path, int]], rate: Fraction) -> Path:
@@ -266,17 +311,18 @@ def _vfr_timescale(info: VideoInfo) -> int:
     return denominator if numerator == 1 and 1000 <= denominator <= 1_000_000 else VFR_TIMESCALE
 
 
-def _retime(joined: Path, timed: Path, info: VideoInfo, timescale: int) -> None:
+def _retime(joined: Path, timed: Path, info: VideoInfo, timescale: int, muxer: str) -> None:
     """Copy packets of a constant rate, giving each the source's time of its frame (by rank of display time)."""
     ticks = Fraction(*info.time_base) * timescale
     times = [round((pts - info.timestamps.pts(0)) * ticks) for pts in info.timestamps.array.tolist()]
     last = round(timescale / Fraction(*info.frame_rate))
     durations = [b - a for a, b in pairwise(times)] + [last]
-    options = {"video_track_timescale": str(timescale), "movie_timescale": str(timescale)}
+    options = {"video_track_timescale": str(timescale), "movie_timescale": str(timescale)} if muxer != "webm" else {}
     try:
-        with open_source(joined) as source, av.open(file_url(timed), "w", format="mp4", options=options) as output:
-            stream = output.add_stream_from_template(video_streams(source)[0])
+        with open_source(joined) as source, av.open(file_url(timed), "w", format=muxer, options=options) as output:
+            stream = output.add_stream_from_template(video_streams(source)[0], opaque=True)
             stream.time_base = Fraction(1, timescale)
+            stream.metadata.update(video_streams(source)[0].metadata)  # says that VP9 is transparent
             for packet, rank, decoded in _ranked(source, info):
                 packet.stream = stream
                 packet.time_base = Fraction(1, timescale)

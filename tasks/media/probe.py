@@ -1,7 +1,7 @@
 """What a video file is: sizes, times of all frames, colours, streams. Reads packets, and decodes one frame."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +15,14 @@ import av.video
 import numpy as np
 
 from flashvsr_core.errors import BadInput
+from tasks.media.hdr import (
+    ContentLight,
+    MasteringDisplay,
+    content_light,
+    dolby_vision_profile,
+    dynamic_metadata,
+    mastering_display,
+)
 from tasks.media.limits import DEFAULT_LIMITS, Limits
 from tasks.media.source import bound_pixels, open_source, os_reason, video_streams
 from tasks.media.structure import cut_short, foreign_media, states_its_size
@@ -34,6 +42,10 @@ FALLBACK_RATE = Fraction(25)  # of a single frame whose file names no rate
 DISPLAY_MATRIX = av.sidedata.sidedata.Type.DISPLAYMATRIX
 # Containers whose duration is a promise made before the data; missing packets show there.
 DECLARING = ("matroska", "flv", "asf")
+FIELD_ORDERS = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}  # AVFieldOrder: which field is shown first
+NO_FALLBACK = 5  # profile of Dolby Vision whose base picture is in a colour space of its own
+LOOK_FOR_FIELDS = 8  # frames decoded to see whether they say that they are interlaced
+HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ and HLG
 DURATION_SLACK = 1.0  # seconds of a declared duration that need not be covered by packets
 
 
@@ -74,12 +86,18 @@ class VideoInfo:
     pix_fmt: str
     bit_depth: int
     interlaced: bool
+    field_order: Literal["frame", "tff", "bff"]  # frame: every frame says its own, or none does; else the file's word
+    has_alpha: bool
     color_primaries: str | None
     color_trc: str | None
     colorspace: str | None
     color_range: str | None
     matrix: Matrix
     full_range: bool
+    mastering_display: MasteringDisplay | None
+    content_light: ContentLight | None
+    dynamic_metadata: tuple[str, ...]  # kinds of HDR metadata that change from frame to frame
+    timecode: str | None  # of the first frame, such as 01:00:00:00
     stream_index: int
     streams: tuple[StreamInfo, ...]
     chapters: int
@@ -88,6 +106,10 @@ class VideoInfo:
     skipped: int = 0  # frames of the source before the first of these, where it was trimmed
     # Seconds of the programme that are kept, where it was trimmed; None at the end: to its end.
     excerpt: tuple[float, float | None] | None = None
+
+    @property
+    def is_hdr(self) -> bool:
+        return self.color_trc in HDR_TRANSFERS
 
 
 @dataclass(frozen=True)
@@ -125,10 +147,15 @@ def probe(path: str | Path, allow_truncated: bool = False, limits: Limits = DEFA
         time_base = stream.time_base or Fraction(1, av.time_base)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         container_name, index = container.format.name, stream.index
+        order = FIELD_ORDERS.get(stream.codec_context.field_order)
+        timecode = _timecode(container, stream)
+        fields = ("colorspace", "color_range", "color_primaries", "color_trc")
+        written = {field: int(getattr(stream.codec_context, field)) for field in fields}
+        side_alpha = stream.codec_context.name in ("vp8", "vp9") and _tag(stream.metadata, "alpha_mode") == "1"
     finding = _truncation(path, packets, declared)
     if not packets.pts:
         raise BadInput(f"{name} has a video stream without frames; give a file with at least one frame")
-    frame = _first_frame(path, name, limits)
+    frame, flagged = _first_frames(path, name, limits)
     pts = _display_times(packets, frame, finding is not None)
     if not len(pts):
         raise BadInput(f"{name} has no frame that can be decoded; copy it again from where it came from")
@@ -146,9 +173,18 @@ def probe(path: str | Path, allow_truncated: bool = False, limits: Limits = DEFA
     damage = finding or (f"{len(packets.corrupt)} video packets are damaged" if packets.corrupt else None)
     limits.check_duration(name, float(int(pts[-1] - pts[0]) * time_base))
     depth = max(component.bits for component in frame.format.components)
-    colorspace = name_of(COLORSPACES, frame.colorspace)
-    color_range = name_of(RANGES, frame.color_range)
+    # Some decoders (ProRes) leave out what the container says.
+    colorspace, color_range, primaries, transfer = (
+        name_of(table, getattr(frame, field)) or name_of(table, written[field])
+        for table, field in zip((COLORSPACES, RANGES, PRIMARIES, TRANSFERS), fields)
+    )
     matrix = default_matrix(name, frame, colorspace)
+    side_data: Any = frame.side_data  # PyAV's stub describes another type; iterating gives the entries
+    if dolby_vision_profile(path) == NO_FALLBACK:
+        raise BadInput(
+            f"{name} is Dolby Vision of profile {NO_FALLBACK}, whose colours only a licensed decoder knows; give a "
+            "version in HDR10, HLG or SDR"
+        )
     return VideoInfo(
         width=frame.width,
         height=frame.height,
@@ -168,13 +204,20 @@ def probe(path: str | Path, allow_truncated: bool = False, limits: Limits = DEFA
         codec=streams[index].codec,
         pix_fmt=frame.format.name,
         bit_depth=depth,
-        interlaced=frame.interlaced_frame,
-        color_primaries=name_of(PRIMARIES, frame.color_primaries),
-        color_trc=name_of(TRANSFERS, frame.color_trc),
+        interlaced=flagged or order is not None,
+        field_order="frame" if flagged or order is None else order,  # type: ignore[arg-type]
+        has_alpha=side_alpha or any(component.is_alpha for component in frame.format.components),
+        color_primaries=primaries,
+        color_trc=transfer,
         colorspace=colorspace,
         color_range=color_range,
         matrix=matrix,
-        full_range=color_range == "pc" or frame.format.name.startswith("yuvj"),
+        # RGB is always full; what is made of it is YUV of the range that every player shows rightly.
+        full_range=not frame.format.is_rgb and (color_range == "pc" or frame.format.name.startswith("yuvj")),
+        mastering_display=mastering_display(side_data),
+        content_light=content_light(side_data),
+        dynamic_metadata=dynamic_metadata(side_data, path),
+        timecode=timecode,
         stream_index=index,
         streams=streams,
         chapters=chapters,
@@ -283,21 +326,43 @@ def _display_times(packets: _Packets, first: av.VideoFrame, truncated: bool) -> 
     return pts
 
 
-def _first_frame(path: str | Path, name: str, limits: Limits) -> av.VideoFrame:
-    """Decode one frame: shows that the file can be decoded and carries what packets do not say."""
+def _first_frames(path: str | Path, name: str, limits: Limits) -> tuple[av.VideoFrame, bool]:
+    """Decode a few frames: shows that the file can be decoded. The first, which carries what packets do not say, and
+    whether one of them says that it is interlaced. The others are not kept: they may be large."""
+    first: av.VideoFrame | None = None
+    flagged = False
     with open_source(path) as container:
         stream = video_streams(container)[0]
-        bound_pixels(stream, limits.max_pixels)
+        bound_pixels(stream.codec_context, limits.max_pixels)
         try:
-            frame = next(container.decode(stream), None)
+            for number, frame in enumerate(container.decode(stream), 1):
+                first = first or frame
+                flagged |= frame.interlaced_frame
+                if number == LOOK_FOR_FIELDS:
+                    break
         except av.FFmpegError as error:
-            raise BadInput(
-                f"{name} cannot be decoded ({stream.codec_context.name}: {os_reason(error)}); copy it again or "
-                "convert it with ffmpeg"
-            ) from error
-    if frame is None:
+            if first is None:  # a later fault is named by the worker that gets there
+                raise BadInput(
+                    f"{name} cannot be decoded ({stream.codec_context.name}: {os_reason(error)}); copy it again or "
+                    "convert it with ffmpeg"
+                ) from error
+    if first is None:
         raise BadInput(f"{name} has a video stream without frames; give a file with at least one frame")
-    return frame
+    return first, flagged
+
+
+def _timecode(container: av.container.InputContainer, video: av.video.VideoStream) -> str | None:
+    """Of the video, its timecode track, or the file."""
+    tracks = [stream.metadata for stream in container.streams if stream.type == "data"]
+    for metadata in (video.metadata, *tracks, container.metadata):
+        if found := _tag(metadata, "timecode"):
+            return found
+    return None
+
+
+def _tag(metadata: Mapping[str, str], name: str) -> str | None:
+    """Matroska spells tags in capitals, other containers do not."""
+    return next((value for key, value in metadata.items() if key.lower() == name), None)
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
@@ -325,13 +390,19 @@ def _stream_info(stream: av.stream.Stream) -> StreamInfo:
     return StreamInfo(
         index=stream.index,
         kind=kind,
-        codec=context.codec.canonical_name if context is not None else "unknown",
+        codec=context.codec.canonical_name if context is not None else _data_codec(stream),
         language=stream.metadata.get("language"),
         title=stream.metadata.get("title"),
         default=bool(stream.disposition & flags.default),
         forced=bool(stream.disposition & flags.forced),
         cover=bool(stream.disposition & flags.attached_pic),
     )
+
+
+def _data_codec(stream: av.stream.Stream) -> str:
+    if stream.type == "data" and "timecode" in stream.metadata:
+        return "tmcd"
+    return getattr(stream, "name", None) or "unknown"
 
 
 def kinds(streams: Sequence[StreamInfo], kind: str) -> tuple[StreamInfo, ...]:

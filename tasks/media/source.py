@@ -9,6 +9,7 @@ import av
 import av.container
 import av.stream
 import av.video
+import av.video.codeccontext
 
 from flashvsr_core.errors import BadInput
 from tasks.media.structure import has_movie_index
@@ -102,7 +103,7 @@ def video_streams(container: av.container.InputContainer) -> list[av.video.Video
     return [stream for stream in container.streams.video if not stream.disposition & cover]
 
 
-def bound_pixels(stream: av.video.VideoStream, pixels: int) -> None:
+def bound_pixels(decoder: av.video.codeccontext.VideoCodecContext, pixels: int) -> None:
     """Have the decoder refuse pictures of more pixels, before it takes memory for them."""
     # Coded sizes are rounded up to whole blocks.
-    stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(pixels + (1 << 20))}
+    decoder.options = {**decoder.options, "max_pixels": str(pixels + (1 << 20))}

@@ -81,6 +81,7 @@ def picture_frames(path: str | Path, info: VideoInfo, start: int) -> Generator[a
 def _still_info(files: tuple[Path, ...], rate: Fraction, limits: Limits, container: str) -> VideoInfo:
     first = _first(files[0], limits)
     depth = _depth(first.frame)
+    clear = _is_clear(first.frame)
     for file in files[1:]:
         width, height, pix_fmt = _header(file)
         if (width, height) != (first.width, first.height):
@@ -93,8 +94,9 @@ def _still_info(files: tuple[Path, ...], rate: Fraction, limits: Limits, contain
                 f"{str(file)!r} has {_format_depth(pix_fmt)} bits, the first image {depth}; all images of a sequence "
                 "must have one depth"
             )
+        clear |= has_alpha(pix_fmt)
     pts = np.arange(len(files), dtype=np.int64)
-    return _info(first, pts, 1 / rate, rate, container, timed=False)
+    return _info(first, pts, 1 / rate, rate, container, timed=False, clear=clear)
 
 
 def _first(file: Path, limits: Limits) -> _Picture:
@@ -107,7 +109,13 @@ def _first(file: Path, limits: Limits) -> _Picture:
 
 
 def _info(
-    picture: _Picture, pts: np.ndarray, time_base: Fraction, rate: Fraction, container: str, timed: bool
+    picture: _Picture,
+    pts: np.ndarray,
+    time_base: Fraction,
+    rate: Fraction,
+    container: str,
+    timed: bool,
+    clear: bool,
 ) -> VideoInfo:
     frame = picture.frame
     constant = container != ANIMATION or constant_rate(pts, time_base, (rate,)) is not None
@@ -136,6 +144,8 @@ def _info(
         pix_fmt=frame.format.name,
         bit_depth=depth,
         interlaced=False,
+        field_order="frame",
+        has_alpha=clear,
         color_primaries=name_of(PRIMARIES, frame.color_primaries),
         color_trc=None if is_float(frame) else name_of(TRANSFERS, frame.color_trc),
         colorspace=None if frame.format.is_rgb else colorspace,
@@ -143,6 +153,10 @@ def _info(
         # JFIF and WebP are BT.601 whatever their size.
         matrix="bt601" if picture.codec in ("webp", "vp8", "mjpeg") and not colorspace else matrix,
         full_range=not frame.format.is_rgb and (color_range == "pc" or frame.format.name.startswith("yuvj")),
+        mastering_display=None,
+        content_light=None,
+        dynamic_metadata=(),
+        timecode=None,
         stream_index=0,
         streams=(stream,),
         chapters=0,
@@ -153,19 +167,33 @@ def _info(
 
 def is_float(frame: av.VideoFrame) -> bool:
     """Whether pixels are floating-point numbers, which by convention are linear light."""
-    return _is_float(frame.format.name)
+    return is_float_format(frame.format.name)
 
 
 def float_to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """Linear light (1.0 is white) -> uint16 H W 3 with the sRGB curve; what is brighter than white is clipped."""
+    """Linear light (1.0 is white) -> uint16 H W 3 with the sRGB curve; what is brighter than white is clipped.
+
+    Colours of transparent pictures are, as OpenEXR has it, multiplied with their alpha, and are divided by it.
+    """
     name = frame.format.name
     if name.startswith("gray"):
         linear = np.repeat(_plane(frame, 0)[..., None], 3, axis=2)
     else:  # planes are green, blue, red
         linear = np.stack([_plane(frame, index) for index in (2, 0, 1)], axis=-1)
+        if len(frame.planes) == 4:
+            alpha = _plane(frame, 3)[..., None].astype(np.float32)
+            linear = np.divide(linear, alpha, out=linear.astype(np.float32), where=alpha > 0)
     linear = np.nan_to_num(linear.astype(np.float32), posinf=1.0, neginf=0.0).clip(0, 1)
     curve = np.where(linear <= SRGB_KNEE, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.rint(curve * 65535).astype(np.uint16)
+
+
+def float_alpha(frame: av.VideoFrame) -> np.ndarray:
+    """The alpha of floating-point pictures as uint16 H W; opaque where there is none."""
+    if len(frame.planes) != 4:
+        return np.full((frame.height, frame.width), 65535, np.uint16)
+    alpha = np.nan_to_num(_plane(frame, 3).astype(np.float32)).clip(0, 1)
+    return np.rint(alpha * 65535).astype(np.uint16)
 
 
 def rgb_to_float(rgb: np.ndarray) -> np.ndarray:
@@ -181,7 +209,21 @@ def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:
     return lines[: frame.height, : frame.width]
 
 
-def _is_float(pix_fmt: str) -> bool:
+def has_alpha(pix_fmt: str) -> bool:
+    """Whether pictures of a format can be transparent; those with a palette are not known by their format."""
+    if pix_fmt.startswith(("pal8", "mono")):
+        return False
+    return any(component.is_alpha for component in av.VideoFormat(pix_fmt, 16, 16).components)
+
+
+def _is_clear(frame: av.VideoFrame) -> bool:
+    if frame.format.name == "pal8":
+        return bool((frame.reformat(format="rgba").to_ndarray()[..., 3] < 255).any())
+    return has_alpha(frame.format.name)
+
+
+def is_float_format(pix_fmt: str) -> bool:
+    """Whether pixels of a format are floating-point numbers."""
     return "f32" in pix_fmt or "f16" in pix_fmt
 
 
@@ -193,7 +235,7 @@ def _format_depth(pix_fmt: str) -> int:
     if pix_fmt.startswith(("pal8", "mono")):
         return 8
     bits = max(component.bits for component in av.VideoFormat(pix_fmt, 16, 16).components)
-    return FLOAT_DEPTH if _is_float(pix_fmt) else bits
+    return FLOAT_DEPTH if is_float_format(pix_fmt) else bits
 
 
 @contextmanager
@@ -246,7 +288,9 @@ def _animation_info(path: str | Path, limits: Limits) -> VideoInfo:
         frames = getattr(image, "n_frames", 1)
         limits.check_frames(name, frames)
         pts = [0]
+        clear = False
         for _ in _each(name, image):
+            clear |= image.has_transparency_data
             pts.append(pts[-1] + max(1, round(image.info.get("duration", 0))))
         times = np.array(pts[:-1], dtype=np.int64)
         image.seek(0)
@@ -254,7 +298,8 @@ def _animation_info(path: str | Path, limits: Limits) -> VideoInfo:
     rate = constant_rate(times, MILLISECONDS, ()) or average_rate(times, MILLISECONDS)
     if rate is None:
         rate = Fraction(1000, pts[-1])
-    return _info(_Picture(frame.width, frame.height, frame, "webp"), times, MILLISECONDS, rate, ANIMATION, timed=False)
+    picture = _Picture(frame.width, frame.height, frame, "webp")
+    return _info(picture, times, MILLISECONDS, rate, ANIMATION, timed=False, clear=clear)
 
 
 def _animation_frames(path: str | Path, start: int) -> Iterator[av.VideoFrame]:

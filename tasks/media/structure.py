@@ -109,6 +109,22 @@ def _transport_stream(file: BinaryIO, size: int) -> str | None:
     return None
 
 
+def header_bytes(path: str | Path, limit: int = 1 << 20) -> bytes:
+    """At most `limit` bytes of what describes the streams: the moov box of mp4 and mov, else the file's beginning."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if file.read(8)[4:8] in FIRST_BOXES:
+            start = 0
+            for name, end in _boxes(file, size):
+                if name == "box 'moov'":
+                    file.seek(start)
+                    return file.read(min(limit, end - start))
+                start = end
+            return b""
+        file.seek(0)
+        return file.read(limit)
+
+
 def foreign_media(path: str | Path) -> str | None:
     """How an mp4 or mov file says that its media lies elsewhere (data references, reference movies); None if not."""
     size = os.path.getsize(path)

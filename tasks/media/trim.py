@@ -10,6 +10,7 @@ import numpy as np
 from flashvsr_core.config import FORM
 from flashvsr_core.errors import UserError
 from tasks.media.probe import VideoInfo
+from tasks.media.timecode import later
 from tasks.media.timestamps import Timestamps
 
 POSITION = re.compile(r"(?:(?:(\d+):)?(\d{1,2}):)?(\d+(?:\.\d+)?)")
@@ -84,6 +85,7 @@ def trimmed(info: VideoInfo, start: int, stop: int) -> VideoInfo:
         duration=float(int(kept[-1] - kept[0]) * base + 1 / rate),
         skipped=info.skipped + start,
         excerpt=(begin, end),
+        timecode=info.timecode and later(info.timecode, rate, int(kept[0] - times[0]) * base),
     )
 
 

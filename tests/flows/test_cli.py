@@ -128,3 +128,26 @@ def test_names_that_shells_and_ffmpeg_would_misread(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert probe(tmp_path / f"{odd.stem}_2x.mp4").frames == 3
+
+
+def test_presets_lists_deliveries_and_codecs() -> None:
+    done = flashvsr("presets", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["deliveries"]) == {"web", "archive", "edit"}
+    assert found["codecs"]["prores"]["containers"] == ["mov", "mkv"]
+    shown = flashvsr("presets").stdout
+    for word in ("web", "archive", "edit", "prores4444", "yuva420p", ".webm"):
+        assert word in shown
+
+
+def test_output_options_are_options_of_the_command(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "clip.mp4", 3)
+    options = ("--delivery", "edit", "--target-size", "100p", "--codec-args", "bits_per_mb=500", "--deinterlace", "on")
+    done = flashvsr("plan", source, *options, "--work-dir", tmp_path / "w", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["output"], found["output_size"]) == (str(tmp_path / "clip_4x.mov"), [150, 100])
+    assert found["plan"]["encode"]["codec"] == "prores"
+    assert found["plan"]["params"]["deinterlace"] == "on"
+    refused(flashvsr("plan", source, tmp_path / "o.webm", "--codec", "h264"), "webm does not hold h264", "vp9")

@@ -15,7 +15,7 @@ from tasks.media.encode import EncodeParams, check_segment, encode_segment, layo
 from tasks.media.probe import probe
 from tests.media.clips import numbers, planes_of
 
-FAST = EncodeParams(preset="veryfast")
+FAST = EncodeParams(codec="h264", preset="veryfast")
 
 
 def picture(info, encode, frames, width, height, seed=0):
@@ -57,7 +57,7 @@ def test_colour_round_trip_within_two_levels(info, tmp_path, matrix, full, depth
 def test_chroma_is_sited_where_the_decoder_expects_it(info, tmp_path):
     """A colour ramp through 4:2:0 must not move sideways."""
     info = replace(info, matrix="bt709")
-    encode = EncodeParams(crf=0, pix_fmt="yuv420p", preset="veryfast")
+    encode = EncodeParams(codec="h264", crf=0, pix_fmt="yuv420p", preset="veryfast")
     ramp = (
         np.broadcast_to(np.linspace(40, 215, 256).round()[None, None, :, None], (1, 64, 256, 3)).astype(np.uint8).copy()
     )
@@ -101,11 +101,11 @@ def test_explicit_choices_are_kept_or_refused(info):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("codec", "av1", "codec 'av1' is not known; choose one of h264, h265"),
-        ("crf", 52, "crf 52 is out of range; allowed are 0 to 51"),
+        ("codec", "divx", "codec 'divx' is not known; choose one of auto, h264, h265, av1, vp9"),
+        ("crf", 64, "crf 64 is out of range; allowed are 0 to 63"),
         ("preset", "warp", "preset 'warp' is not known"),
         ("pix_fmt", "bgr24", "pix_fmt 'bgr24' is not known"),
-        ("container", "avi", "container 'avi' is not known; choose one of mp4, mkv, mov"),
+        ("container", "avi", "container 'avi' is not known; choose one of mp4, mkv, mov, webm, png"),
         ("threads", 0, "threads 0 is out of range; allowed are 1 to 64"),
     ],
 )
@@ -188,7 +188,8 @@ def test_times_are_multiples_of_the_frame_time(info, tmp_path, codec, rate):
 @pytest.mark.parametrize("codec", ["h264", "h265"])
 def test_tags_rotation_and_pixel_shape(info, tmp_path, codec):
     source = replace(
-        info, bit_depth=10, colorspace="bt2020nc", matrix="bt2020", color_primaries="bt2020", color_trc="smpte2084",
+        info, width=64, height=48, bit_depth=10, colorspace="bt2020nc", matrix="bt2020", color_primaries="bt2020",
+        color_trc="smpte2084",
         sample_aspect_ratio=(4, 3), rotation=-90, display_matrix=(0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30),
     )  # fmt: skip
     encode = resolve(replace(FAST, codec=codec), source, 64, 48)

@@ -14,10 +14,11 @@ from tasks.media.decode import read_frames
 from tasks.media.encode import EncodeParams, encode_segment, resolve
 from tasks.media.mux import merge
 from tasks.media.probe import VideoInfo, probe
+from tasks.media.timecode import later
 from tasks.media.trim import Trim, frame_range, trimmed
 from tests.media.clips import numbers, planes_of, run
 
-FAST = EncodeParams(preset="ultrafast", threads=1)
+FAST = EncodeParams(codec="h264", preset="ultrafast", threads=1)
 
 
 def cut(source: Path, output: Path, trim: Trim, container: str = "mp4") -> tuple[VideoInfo, tuple[str, ...]]:
@@ -82,6 +83,33 @@ def test_trimming_what_is_trimmed(clips: Path) -> None:
     whole = probe(clips / "cfr.mp4")
     info = trimmed(trimmed(whole, 20, 60), 5, 10)
     assert numbers(read_frames(clips / "cfr.mp4", info, 0, 5)) == [25, 26, 27, 28, 29]
+
+
+@pytest.mark.parametrize(
+    ("timecode", "rate", "frames", "expected"),
+    [
+        ("01:00:00:00", "25", 26, "01:00:01:01"),
+        ("01:00:00:00", "24000/1001", 24 * 60, "01:01:00:00"),
+        ("00:00:59;29", "30000/1001", 1, "00:01:00;02"),
+        ("00:09:59;29", "30000/1001", 1, "00:10:00;00"),
+        ("00:00:00;00", "30000/1001", 17982, "00:10:00;00"),
+        ("00:00:00;00", "30000/1001", 107892, "01:00:00;00"),
+        ("00:00:59;59", "60000/1001", 1, "00:01:00;04"),
+        ("23:59:59:24", "25", 1, "00:00:00:00"),
+        ("soon", "25", 1, None),
+    ],
+)
+def test_timecode_of_a_later_frame(timecode: str, rate: str, frames: int, expected: str | None) -> None:
+    assert later(timecode, Fraction(rate), frames / Fraction(rate)) == expected
+
+
+def test_a_trimmed_video_begins_with_the_timecode_of_its_first_frame(clips: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.mp4"
+    run("-i", clips / "cfr.mp4", "-c", "copy", "-timecode", "01:02:03:04", source)
+    for container in ("mp4", "mkv", "mov"):
+        output = tmp_path / f"out.{container}"
+        cut(source, output, Trim(start="30f", frames=10), container)
+        assert probe(output).timecode == "01:02:04:10"
 
 
 def clicks(path: Path) -> list[float]:
