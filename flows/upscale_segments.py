@@ -15,7 +15,7 @@ from flashvsr_core.errors import FlashvsrError
 from flashvsr_core.segments import SegmentPlan
 from flows.runners import CLUSTERS, one_gpu_each
 from tasks import stop
-from tasks.events import FramesDone, SegmentComputed, tell
+from tasks.events import FramesDone, SegmentComputed, SegmentFailed, tell
 from tasks.plan import read_plan
 from tasks.storage.jobs import Job, SegmentResult
 from tasks.upscale import upscale_segment
@@ -56,6 +56,8 @@ def upscale_segments(job: Job, indices: list[int], compute: ComputeParams, cache
                 _tell_for(found)
     failures = {index: found for index, found in outcomes.items() if not isinstance(found, SegmentResult)}
     if failures:
+        for index, error in failures.items():
+            tell(SegmentFailed(index, str(error)))
         raise SegmentsFailed(failures)
     return [found for index in indices if isinstance(found := outcomes[index], SegmentResult)]
 

@@ -13,33 +13,42 @@ from prefect import flow
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import TransientError, UserError
 from flows import settings
+from flows.logs import job_log
+from flows.observe import observed, tail_so_far, warnings_so_far
 from flows.results import result_storage
 from flows.runners import settled, shared_api, task_runner
 from flows.upscale_segments import SegmentsFailed, upscale_segments
 from tasks import stop
 from tasks.assemble import assemble
 from tasks.events import JobPlanned, SegmentReused, StageEntered, tell
-from tasks.images import all_there, foreign_image, publish_images, unpack_images
+from tasks.images import all_there, foreign_image, publish_images, unpack_images, whole_of
 from tasks.media.encode import EncodeParams
 from tasks.media.images import is_images
 from tasks.media.limits import Limits
 from tasks.media.trim import Trim
 from tasks.outputs import Outputs
 from tasks.plan import JobPlan, Request, parse_plan, plan_job, settle_plan
+from tasks.reference import check_reference
 from tasks.report import (
+    Look,
     OutputFile,
     RunReport,
     announce_output,
+    look_at,
     make_report,
     own_output,
+    page_beside,
     read_report,
     recorded_output,
     report_beside,
 )
+from tasks.sources import local_source
+from tasks.speed import expected_tail, remember_tail
 from tasks.storage import urls
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
 from tasks.storage.lease import Lease, hold
 from tasks.verify import Depth, verify_output
+from tasks.watch import watching
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +56,7 @@ ROUNDS = 3  # times the subflow is called for what is missing, within one run
 
 
 @flow(name="upscale-video", flow_run_name="upscale-{source}", log_prints=False, persist_result=False)
+@observed
 def upscale_video(
     source: str,
     output: str | None = None,
@@ -63,6 +73,7 @@ def upscale_video(
     trim: Trim = Trim(),
     fps: str | None = None,
     limits: Limits = Limits(),
+    reference: str | None = None,
 ) -> RunReport:
     """Upscale one video, image, or sequence of images.
 
@@ -83,45 +94,63 @@ def upscale_video(
         trim: Upscale only a part of the source.
         fps: Frames per second of a sequence of images.
         limits: How large a source may be, and what looking at it may cost.
+        reference: The true video in the output's size; PSNR, SSIM and VMAF against it go into the report.
     """
     begun = time.monotonic()
     stop.forget()
-    compute = settled(_checked(Request(source, output, params, encode, store=store), compute))
+    compute = settled(_checked(Request(source, output, params, encode, store=store), compute, reference))
     cache_dir = Path(compute.work_dir) if compute.work_dir else platformdirs.user_cache_path("flashvsr")
     request = Request(
         source, output, params, encode, compute, store, segment_frames, allow_truncated, trim, fps, limits
     )
     tell(StageEntered("plan"))
     job, planned = plan_job(request, cache_dir)
+    truth = _truth(reference, planned, cache_dir)
     outputs = request.outputs
     mine = own_output(job, outputs.url)
     if not force:
         _spare_others(job, planned, outputs, mine)
     if mine is not None and outputs.pattern is not None and not all_there(outputs):
         mine = None
-    with hold(job.lease_url, owner=f"upscale {planned.source}") as lease:
+    with hold(job.lease_url, owner=f"upscale {planned.source}") as lease, job_log(job):
         if mine is not None and not fresh and (report := read_report(job)) is not None:
             log.info("already done: %s", outputs.url)
             report = replace(report, status="already done")
         else:
             if fresh:
                 _forget(job)
-            plan = _begin(job, settle_plan(job, planned))
-            results, computed, notes, published = _produce(job, plan, compute, cache_dir, lease, verify, outputs)
-            report = make_report(job, plan, published, results, computed, time.monotonic() - begun, plan.notes + notes)
+            plan = _begin(job, settle_plan(job, planned), outputs, cache_dir)
+            results, computed, notes, published, look = _produce(
+                job, plan, compute, cache_dir, lease, verify, outputs, begun, truth
+            )
+            seconds = time.monotonic() - begun
+            notes = plan.notes + notes
+            report = make_report(job, plan, published, results, computed, seconds, notes, look, warnings_so_far())
+            remember_tail(plan, tail_so_far(), cache_dir)
         if not keep_segments:
             job.remove_segments()
     return report
 
 
-def _checked(request: Request, compute: ComputeParams) -> ComputeParams:
+def _checked(request: Request, compute: ComputeParams, reference: str | None) -> ComputeParams:
     """`compute` with this machine's folders; refuses every place outside of its roots before anything is looked at."""
     roots = settings.roots()
     roots.check("source", request.source)
-    for place in (request.output_url, report_beside(request.output_url)):
+    for place in (request.output_url, report_beside(request.output_url), page_beside(request.output_url)):
         roots.check("output", place)
+    if reference is not None:
+        roots.check("reference", reference)
     roots.check("store", request.store_url)
     return settings.checked_compute(compute, roots)
+
+
+def _truth(reference: str | None, plan: JobPlan, cache_dir: Path) -> Path | None:
+    """A local file with the true video, refused before any work where it cannot be compared."""
+    if reference is None:
+        return None
+    path = urls.localise(reference, cache_dir / "sources")
+    check_reference(path, plan.geometry.out_width, plan.geometry.out_height, plan.info.frames)
+    return path
 
 
 def _forget(job: Job) -> None:
@@ -130,12 +159,23 @@ def _forget(job: Job) -> None:
         urls.remove(url, missing_ok=True)
 
 
-def _begin(job: Job, plan: JobPlan) -> JobPlan:
+def _begin(job: Job, plan: JobPlan, outputs: Outputs, cache_dir: Path) -> JobPlan:
     plan = parse_plan(job.write_plan(plan.to_json()), job.plan_url)
     finished = job.finished()
     frames = plan.info.frames
     tell(
-        JobPlanned(job.url, frames, len(plan.segments), len(finished)),
+        JobPlanned(
+            job.url,
+            frames,
+            len(plan.segments),
+            len(finished),
+            tuple((segment.start, segment.stop) for segment in plan.segments),
+            int(plan.params.preroll),
+            expected_tail(plan, cache_dir),
+            plan.source,
+            outputs.url,
+            plan.parameters,
+        ),
         f"{frames} frames in {len(plan.segments)} segments, {len(finished)} of them finished before",
     )
     for result in finished.values():
@@ -151,15 +191,18 @@ def _produce(
     lease: Lease,
     verify: Depth,
     outputs: Outputs,
-) -> tuple[tuple[SegmentResult, ...], frozenset[int], tuple[str, ...], OutputFile]:
-    """Segments, merge, verification, publication."""
+    begun: float,
+    truth: Path | None,
+) -> tuple[tuple[SegmentResult, ...], frozenset[int], tuple[str, ...], OutputFile, Look]:
+    """Segments, merge, verification, a look at the result, publication."""
     work = cache_dir / "work"
     _sweep(work, job)
     work.mkdir(parents=True, exist_ok=True)
     computed: frozenset[int] = frozenset()
     with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name:
         for attempt in range(ROUNDS):
-            computed |= _compute_missing(job, plan, compute, cache_dir, lease)
+            with watching(job, frozenset(job.finished())):
+                computed |= _compute_missing(job, plan, compute, cache_dir, lease)
             try:
                 merged, notes = _put_together(job, plan, Path(name), cache_dir, verify)
                 break
@@ -168,6 +211,8 @@ def _produce(
                 log.warning("%s", error)
                 if attempt == ROUNDS - 1:
                     raise
+        source = local_source(plan.source, cache_dir)
+        look = look_at(whole_of(merged), source, plan, time.monotonic() - begun, truth)
         lease.check()
         tell(StageEntered("publish"), f"publishing {outputs.url}")
         if outputs.pattern is not None:
@@ -177,7 +222,7 @@ def _produce(
             urls.publish(merged[0], outputs.url, overwrite=True, sha256=output.sha256, consume=True)
     tell(StageEntered("report"))
     results = job.finished()
-    return tuple(results[segment.index] for segment in plan.segments), computed, notes, output
+    return tuple(results[segment.index] for segment in plan.segments), computed, notes, output, look
 
 
 def _put_together(

@@ -118,6 +118,12 @@ class JobPlan:
     def segments(self) -> tuple[SegmentPlan, ...]:
         return plan_segments(self.info.frames, self.segment_frames)
 
+    @property
+    def parameters(self) -> tuple[tuple[str, str], ...]:
+        """Every parameter that shapes the output, and its value, for people."""
+        fields = asdict(self.params) | asdict(self.encode) | {"segment_frames": self.segment_frames}
+        return tuple((name, str(value)) for name, value in fields.items())
+
     def to_json(self) -> dict[str, Any]:
         found = _plans.dump_python(self, mode="json")
         assert isinstance(found, dict)
@@ -321,7 +327,7 @@ def _alpha_notes(info: VideoInfo, encode: EncodeParams) -> Iterator[str]:
         images = is_images(encode.container)
         able = kinds_with_alpha() if images else codecs_with_alpha()
         yield (
-            f"the transparency of the source was left out: {encode.container if images else encode.codec} as "
+            f"the transparency of the video was left out: {encode.container if images else encode.codec} as "
             f"{encode.pix_fmt} does not hold it; {', '.join(able)} do"
         )
 

@@ -22,6 +22,7 @@ from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, rgb_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
 from tasks import stop
+from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
 from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
 from tasks.media import images
@@ -108,14 +109,18 @@ def _make(
         )
     file = folder / f"{segment.index:05d}.{job.extension}"
     geometry = plan.geometry
-    with turn_on_a_device(compute) as device:
+    with (
+        turn_on_a_device(compute) as device,
+        beating(job, segment.index, segment.frames, device_name(device), this_worker(str(device))) as heart,
+    ):
         begun = time.monotonic()
         if plan.cpu_threads:
             torch.set_num_threads(plan.cpu_threads)  # Dask and Ray give their workers one
-        tell(SegmentStarted(segment.index, segment.frames))
+        beat = heart.beat
+        tell(SegmentStarted(segment.index, segment.frames, beat.device, beat.worker, beat.attempt))
         memory = PeakMemory(device)
         upscaler = loaded_upscaler(plan.params, plan.digests, compute, device)
-        chunks = _chunks(plan, segment, upscaler, source, memory)
+        chunks = _chunks(plan, segment, upscaler, source, memory, heart)
         write: Any = images.encode_images if images.is_images(plan.encode.container) else encode_segment
         encoded = write(chunks, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
         seconds = time.monotonic() - begun
@@ -135,16 +140,20 @@ def _make(
         seconds=seconds,
         peak_memory_bytes=memory.bytes,
         device=device_name(device),
+        attempts=beat.attempt,
+        worker=beat.worker,
+        started=beat.started,
     )
+    forget_beat(job, segment.index)
     tell(
-        SegmentComputed(segment.index, segment.frames, seconds),
+        SegmentComputed(segment.index, segment.frames, seconds, memory.bytes, result.device, result.fallbacks),
         f"segment {segment.index} [{segment.start}, {segment.stop}) computed in {seconds:.1f} s",
     )
     return result
 
 
 def _chunks(
-    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, memory: PeakMemory
+    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, memory: PeakMemory, heart: Heart
 ) -> Iterator[np.ndarray | Planes]:
     """The segment's planes (RGB or RGBA for images), straight from source frames through the model; transparency
     goes through it as a picture of its own."""
@@ -161,7 +170,9 @@ def _chunks(
     for planes in chunks:
         stop.within_segment()
         memory.look()
-        tell(FramesDone(segment.index, len(planes[0] if isinstance(planes, tuple) else planes)))
+        count = len(planes[0] if isinstance(planes, tuple) else planes)
+        heart.count(count, memory.bytes)
+        tell(FramesDone(segment.index, count, memory.bytes))
         yield planes
 
 

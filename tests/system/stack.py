@@ -46,7 +46,7 @@ class Stack:
         self.weed = Weed(
             home / "weed",
             f'[notification.webhook]\nenabled = true\nendpoint = "http://127.0.0.1:{self.hook_port}/"\n'
-            f'bearer_token = "{TOKEN}"\nevent_types = ["create"]\npath_prefixes = ["/buckets/{BUCKET}/in"]\n',
+            f'bearer_token = "{TOKEN}"\nevent_types = ["create", "update"]\npath_prefixes = ["/buckets/{BUCKET}/in"]\n',
         )
         self.port = free_port()
         self.env = prefect_env(home / "prefect", self.port) | {
@@ -57,6 +57,8 @@ class Stack:
             "FLASHVSR_WORK": str(home / "work"),
             "FLASHVSR_ROOTS": f"s3://{BUCKET},s3://{FINISHED}",
             "FLASHVSR_LISTEN_TOKEN": TOKEN,
+            # Tiny clips gain nothing from threads, and on a busy machine threads wait for each other.
+            "OMP_NUM_THREADS": "1",
         }
         self.api = Api(self.env, home)
         self._server: subprocess.Popen[bytes] | None = None
