@@ -37,6 +37,8 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.bench.preroll
 	$(BIN)/python -m tests.bench.cpu
 	$(BIN)/python -m tests.bench.hdr
+	$(BIN)/python -m tests.bench.scaling stages
+	$(BIN)/python -m tests.bench.scaling workers
 
 clean:
 	rm -rf $(VENV) demo

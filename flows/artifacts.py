@@ -20,6 +20,7 @@ from tasks.storage import urls
 log = logging.getLogger(__name__)
 
 SECONDS = 5.0  # between two looks at the run
+LONGEST_END = 10.0  # seconds that a server which does not answer may hold up the end of a run
 TABLE_LOOKS = 3  # the table, which is larger, is written every third time
 LARGEST_TABLE = 1000  # rows; beyond, only what is not finished
 
@@ -88,7 +89,7 @@ def run_artifacts(progress: RunProgress) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join(30)
+        thread.join(LONGEST_END)
 
 
 def segment_rows(now: Snapshot) -> list[dict[str, Any]]:

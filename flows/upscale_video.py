@@ -4,6 +4,8 @@ import logging
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import platformdirs
 from prefect import flow
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
-from flashvsr_core.errors import TransientError, UserError
+from flashvsr_core.errors import FlashvsrError, TransientError, UserError
 from flows import settings
 from flows.logs import job_log
 from flows.observe import observed, tail_so_far, warnings_so_far
@@ -42,7 +44,7 @@ from tasks.report import (
     recorded_output,
     report_beside,
 )
-from tasks.sources import local_source
+from tasks.sources import localised, required
 from tasks.speed import expected_tail, remember_tail
 from tasks.storage import urls
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
@@ -105,14 +107,17 @@ def upscale_video(
     )
     tell(StageEntered("plan"))
     job, planned = plan_job(request, cache_dir)
-    truth = _truth(reference, planned, cache_dir)
     outputs = request.outputs
     mine = own_output(job, outputs.url)
     if not force:
         _spare_others(job, planned, outputs, mine)
     if mine is not None and outputs.pattern is not None and not all_there(outputs):
         mine = None
-    with hold(job.lease_url, owner=f"upscale {planned.source}") as lease, job_log(job):
+    with (
+        _truth(reference, planned, compute, cache_dir) as truth,
+        hold(job.lease_url, owner=f"upscale {planned.source}") as lease,
+        job_log(job),
+    ):
         if mine is not None and not fresh and (report := read_report(job)) is not None:
             log.info("already done: %s", outputs.url)
             report = replace(report, status="already done")
@@ -121,7 +126,7 @@ def upscale_video(
                 _forget(job)
             plan = _begin(job, settle_plan(job, planned), outputs, cache_dir)
             results, computed, notes, published, look = _produce(
-                job, plan, compute, cache_dir, lease, verify, outputs, begun, truth
+                job, plan, compute, cache_dir, lease, verify, outputs, force or mine is not None, begun, truth
             )
             seconds = time.monotonic() - begun
             notes = plan.notes + notes
@@ -144,13 +149,15 @@ def _checked(request: Request, compute: ComputeParams, reference: str | None) ->
     return settings.checked_compute(compute, roots)
 
 
-def _truth(reference: str | None, plan: JobPlan, cache_dir: Path) -> Path | None:
+@contextmanager
+def _truth(reference: str | None, plan: JobPlan, compute: ComputeParams, cache_dir: Path) -> Iterator[Path | None]:
     """A local file with the true video, refused before any work where it cannot be compared."""
     if reference is None:
-        return None
-    path = urls.localise(reference, cache_dir / "sources")
-    check_reference(path, plan.geometry.out_width, plan.geometry.out_height, plan.info.frames)
-    return path
+        yield None
+        return
+    with required(reference, compute, cache_dir) as path:
+        check_reference(path, plan.geometry.out_width, plan.geometry.out_height, plan.info.frames)
+        yield path
 
 
 def _forget(job: Job) -> None:
@@ -191,6 +198,7 @@ def _produce(
     lease: Lease,
     verify: Depth,
     outputs: Outputs,
+    overwrite: bool,
     begun: float,
     truth: Path | None,
 ) -> tuple[tuple[SegmentResult, ...], frozenset[int], tuple[str, ...], OutputFile, Look]:
@@ -198,40 +206,42 @@ def _produce(
     work = cache_dir / "work"
     _sweep(work, job)
     work.mkdir(parents=True, exist_ok=True)
+    _abort_uploads(job, outputs.url)
     computed: frozenset[int] = frozenset()
     with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name:
         for attempt in range(ROUNDS):
             with watching(job, frozenset(job.finished())):
                 computed |= _compute_missing(job, plan, compute, cache_dir, lease)
+            _sweep(work, job, keep=Path(name))  # of workers that died
             try:
-                merged, notes = _put_together(job, plan, Path(name), cache_dir, verify)
+                merged, notes = _put_together(job, plan, Path(name), cache_dir, compute, verify)
                 break
             except DamagedSegment as error:
                 # Its record is gone: the next round redoes this segment and no other.
                 log.warning("%s", error)
                 if attempt == ROUNDS - 1:
                     raise
-        source = local_source(plan.source, cache_dir)
-        look = look_at(whole_of(merged), source, plan, time.monotonic() - begun, truth)
+        with localised(plan.source, compute, cache_dir) as source:
+            look = look_at(whole_of(merged), source, plan, time.monotonic() - begun, truth)
         lease.check()
         tell(StageEntered("publish"), f"publishing {outputs.url}")
         if outputs.pattern is not None:
             output = publish_images(job, plan, merged, outputs)
         else:
             output = announce_output(job, merged[0], outputs.url)
-            urls.publish(merged[0], outputs.url, overwrite=True, sha256=output.sha256, consume=True)
+            _publish(job, merged[0], output, overwrite)
     tell(StageEntered("report"))
     results = job.finished()
     return tuple(results[segment.index] for segment in plan.segments), computed, notes, output, look
 
 
 def _put_together(
-    job: Job, plan: JobPlan, folder: Path, cache_dir: Path, verify: Depth
+    job: Job, plan: JobPlan, folder: Path, cache_dir: Path, compute: ComputeParams, verify: Depth
 ) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """One verified video, or all images, in `folder`; and what could not be carried over."""
     if is_images(plan.encode.container):
         return unpack_images(job, plan, folder, verify), ()
-    merged, notes = assemble(job, plan, folder, cache_dir)
+    merged, notes = assemble(job, plan, folder, cache_dir, compute)
     verify_output(merged, plan, verify)
     return (merged,), notes
 
@@ -244,6 +254,31 @@ def _spare_others(job: Job, plan: JobPlan, outputs: Outputs, mine: OutputFile | 
     if outputs.pattern is not None and not begun and (name := foreign_image(outputs, plan)):
         there = urls.join(urls.parent(outputs.url), name)
         raise UserError(f"{there} exists and was not made by this job; use --force to replace it")
+
+
+def _publish(job: Job, merged: Path, output: OutputFile, overwrite: bool) -> None:
+    try:
+        urls.publish(merged, output.url, overwrite, sha256=output.sha256, consume=True)
+    except FileExistsError as error:
+        # A store may take an upload, lose its answer, and refuse what its client then tries again.
+        if own_output(job, output.url) is None:
+            raise UserError(
+                f"{output.url} appeared while this job ran, made by somebody else; use --force to replace it"
+            ) from error
+
+
+def _abort_uploads(job: Job, output_url: str) -> None:
+    """Give up what killed runs of this job were uploading; this run holds the job's lease."""
+    announced = recorded_output(job)
+    try:
+        count = urls.abort_uploads(job.url, below=True)
+        if announced is not None and announced.url == output_url:
+            count += urls.abort_uploads(output_url, below=False)
+    except FlashvsrError as error:
+        log.info("unfinished uploads of earlier runs were not looked for: %s", error)
+    else:
+        if count:
+            log.info("gave up %d unfinished uploads of earlier runs", count)
 
 
 def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir: Path, lease: Lease) -> frozenset[int]:
@@ -273,7 +308,8 @@ def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir:
     return missing
 
 
-def _sweep(work: Path, job: Job) -> None:
-    """Remove what killed runs of this job left behind; this run holds the job's lease."""
+def _sweep(work: Path, job: Job, keep: Path | None = None) -> None:
+    """Remove what killed runs or workers of this job left behind; this run holds the job's lease."""
     for leftover in work.glob(f"{job.work_prefix}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover != keep:
+            shutil.rmtree(leftover, ignore_errors=True)

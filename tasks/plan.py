@@ -157,8 +157,8 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     if output == source:
         raise UserError(f"output {output} is the source itself; choose another OUTPUT")
     container = request.outputs.container
-    path = sources.require(source, cache_dir)
-    whole = describe_guarded(path, request.allow_truncated, parse_rate(request.fps), request.limits)
+    with sources.required(source, request.compute, cache_dir) as path:
+        whole = describe_guarded(path, request.allow_truncated, parse_rate(request.fps), request.limits)
     first, stop = frame_range(request.trim, whole)
     info = trimmed(whole, first, stop)
     request.outputs.check_frames(info.frames)

@@ -3,11 +3,13 @@
 import logging
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import FlashvsrError, UserError
 from flashvsr_core.segments import SegmentPlan
 from tasks.catalogue import finished_segments
@@ -22,7 +24,7 @@ from tasks.outputs import container_of
 from tasks.plan import JobPlan, read_plan
 from tasks.replan import LOST, plan_without_plan
 from tasks.report import Look, OutputFile, announce_output, look_at, make_report
-from tasks.sources import fingerprint, local_source
+from tasks.sources import fingerprint, localised
 from tasks.storage import urls
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
 from tasks.storage.lease import hold
@@ -106,10 +108,11 @@ def recover(
     with (
         hold(job.lease_url, owner=f"recover {plan.source}") as lease,
         tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name,
+        ExitStack() as used,
     ):
         chosen, files = _fetch(job, plan, partial, Path(name))
         whole = len(chosen) == len(plan.segments)
-        path, why = _source(plan, cache_dir) if whole else (None, "only a part of the video was recovered")
+        path, why = _source(plan, cache_dir, used) if whole else (None, "only a part of the video was recovered")
         part = _Part(chosen, plan.info if path else _silent(plan.info, chosen), path)
         merged, notes = _merge(plan, part, files, Path(name), why)
         _verify(merged, plan, part, verify)
@@ -171,14 +174,14 @@ def _fetch(job: Job, plan: JobPlan, partial: bool, folder: Path) -> tuple[tuple[
             log.warning("%s", error)
 
 
-def _source(plan: JobPlan, cache_dir: Path) -> tuple[Path | None, str]:
-    """The source if it still is the one that was planned, else why not."""
+def _source(plan: JobPlan, cache_dir: Path, used: ExitStack) -> tuple[Path | None, str]:
+    """The source if it still is the one that was planned, else why not; it stays until `used` is closed."""
     if not plan.fingerprint:
         return None, "plan.json is gone and no --source was named"
     try:
         if fingerprint(plan.source, cache_dir) != plan.fingerprint:
             return None, f"{plan.source} is not the file any more that the job was planned for"
-        return local_source(plan.source, cache_dir), ""
+        return used.enter_context(localised(plan.source, ComputeParams(), cache_dir)), ""
     except FileNotFoundError:
         return None, f"{plan.source} is gone"
     except FlashvsrError as error:

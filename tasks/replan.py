@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flashvsr_core.config import UpscaleParams
+from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import UserError
 from flashvsr_core.segments import GRID, plan_segments
 from tasks.media.encode import EncodeParams
@@ -16,8 +16,8 @@ from tasks.media.probe import VideoInfo, probe
 from tasks.media.timestamps import Timestamps
 from tasks.plan import PLAN, JobPlan, parse_plan
 from tasks.report import read_report
+from tasks.sources import fingerprint, localised
 from tasks.storage import urls
-from tasks.storage.fingerprint import fingerprint
 from tasks.storage.jobs import Job, SegmentResult
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ def plan_without_plan(job: Job, source: str | None, cache_dir: Path, folder: Pat
         place, digest = job.slug, ""
     else:
         source = urls.normalise(source)
-        info = probe(urls.localise(source, cache_dir / "sources"))
+        with localised(source, ComputeParams(), cache_dir) as path:
+            info = probe(path)
         scale = _scale_between(source, info, first, records[-1].stop)
         certain, place, digest = True, source, fingerprint(source, cache_dir)
     plan = JobPlan(

@@ -30,8 +30,9 @@ from tasks.media.codecs import has_alpha
 from tasks.media.decode import Channel, read_frames
 from tasks.media.encode import check_segment, encode_segment, layout_of
 from tasks.plan import JobPlan, read_plan
-from tasks.sources import unchanged
+from tasks.sources import check_unchanged, unchanged
 from tasks.speed import remember_speed
+from tasks.storage import urls
 from tasks.storage.jobs import Job, SegmentResult
 from tasks.workers import Released, WorkerDied, workers
 
@@ -70,12 +71,19 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
     plan = read_plan(job)
     if (held := job.result(segment.index)) is not None:
         return held
-    source = unchanged(plan.source, plan.fingerprint, cache_dir)
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as folder:
+    with (
+        unchanged(plan.source, plan.fingerprint, compute, cache_dir) as source,
+        tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as folder,
+    ):
         what = (job, plan, segment, compute, source, Path(folder))
         result = _in_a_worker(*what) if compute.runner == "processes" else _make(*what, released=lambda: None)
+    try:
+        check_unchanged(plan.source, plan.fingerprint, cache_dir)
+    except UserError:
+        urls.remove(job.record_url(segment.index), missing_ok=True)  # a local source may have changed under the reader
+        raise
     remember_speed(plan, compute, result.frames, result.seconds, cache_dir)
     return result
 

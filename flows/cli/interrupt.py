@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from tasks import stop
+from tasks.events import RunEnded
 
 INTERRUPTED = 130  # exit status
 
@@ -36,7 +37,8 @@ class _Reminder(logging.Handler):
             os._exit(INTERRUPTED)  # workers and server end with us, the next run sweeps what is left
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.interrupts and threading.current_thread() is threading.main_thread():
+        ended = isinstance(getattr(record, "event", None), RunEnded)  # nothing is left to stop, and all shall hear it
+        if self.interrupts and not ended and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
 
 

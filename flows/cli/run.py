@@ -54,6 +54,9 @@ def run(
     """Upscale SOURCE into OUTPUT. A run that was killed goes on where it stopped when the command is given again."""
     begun = time.monotonic()
     console = Console(stderr=True)
+    for place in (source, output, store):
+        if place is not None:
+            urls.normalise(place)  # a place that is refused, as for credentials in it, must not reach Prefect
     if urls.is_local(source):
         # The plan looks again; a wrong name should not have to wait for Prefect's server.
         describe_guarded(urls.local_path(source), allow_truncated, parse_rate(fps), limits)
