@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from tasks.media.encode import encoder_text
 from tasks.pictures import Comparison
 
 VISIBLE = 0.5  # levels: a join's excess above this may be seen
@@ -156,7 +157,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"bytes": _bytes, "duration": _duration}
+    made.filters |= {"bytes": _bytes, "duration": _duration, "encoder": encoder_text}
     return made
 
 

@@ -104,7 +104,7 @@ def measure(
 ) -> tuple[Quality, tuple[Sight, ...]]:
     """Look at `result`, the enlarged `source`, around `joins` (first frames of segments) and elsewhere.
 
-    Ends after about `seconds`; at least one place is looked at.
+    `deinterlace` is what the source was read with. Ends after about `seconds`; at least one place is looked at.
     """
     begun = time.monotonic()
     made = probe(result)
@@ -222,7 +222,7 @@ def _steps(frames: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(frames, axis=0)).mean((1, 2))
 
 
-def _read(path: Path, info: VideoInfo, start: int, stop: int, deinterlace: Deinterlace = "auto") -> np.ndarray:
+def _read(path: Path, info: VideoInfo, start: int, stop: int, deinterlace: Deinterlace = "off") -> np.ndarray:
     frames = np.concatenate(list(read_frames(path, info, start, stop, deinterlace=deinterlace)))
     return frames if frames.dtype == np.uint8 else (frames >> 8).astype(np.uint8)
 

@@ -11,6 +11,7 @@ from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import UserError
 from flashvsr_core.segments import GRID, plan_segments
 from tasks.media.encode import EncodeParams
+from tasks.media.images import is_images
 from tasks.media.probe import VideoInfo, probe
 from tasks.media.timestamps import Timestamps
 from tasks.plan import PLAN, JobPlan, parse_plan
@@ -21,6 +22,7 @@ from tasks.storage.jobs import Job, SegmentResult
 
 log = logging.getLogger(__name__)
 
+CODECS = {"hevc": "h265"}  # names of libavcodec that are not ours
 SCALES = (4, 2, 3)  # in the order in which they are guessed where no source tells
 LOST = "plan.json is gone: parameters are not known, segments were merged by their records"
 
@@ -56,7 +58,7 @@ def plan_without_plan(job: Job, source: str | None, cache_dir: Path, folder: Pat
         fingerprint=digest,
         info=info if source else replace(info, width=first.width // scale, height=first.height // scale),
         params=UpscaleParams(scale=scale),  # type: ignore[arg-type]
-        encode=EncodeParams(codec="h265" if first.codec in ("hevc", "h265") else "h264", pix_fmt=first.pix_fmt),  # type: ignore[arg-type]
+        encode=_encode_of(first),
         digests={},
         device_type=records[0].device,
         segment_frames=length,
@@ -65,6 +67,17 @@ def plan_without_plan(job: Job, source: str | None, cache_dir: Path, folder: Pat
         versions={},
     )
     return plan, certain
+
+
+def _encode_of(first: VideoInfo) -> EncodeParams:
+    """What merging wants to know: the codec, and whether there is transparency."""
+    if is_images(first.codec):
+        raise UserError("segments of images cannot be recovered without their plan; run the job again from its source")
+    codec = CODECS.get(first.codec, first.codec)
+    if codec == "prores" and "444" in first.pix_fmt:
+        codec = "prores4444"
+    pix_fmt = "yuva420p" if codec == "vp9" and first.has_alpha else first.pix_fmt.replace("yuvj", "yuv")
+    return EncodeParams(codec=codec, pix_fmt=pix_fmt)  # type: ignore[arg-type]
 
 
 def _segment_length(job: Job, records: tuple[SegmentResult, ...]) -> int:

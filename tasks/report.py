@@ -213,7 +213,8 @@ def command_of(plan: JobPlan, output_url: str) -> str:
         for name in (one.name for one in fields(params)):
             value = getattr(params, name)
             option = f"--{name.replace('_', '-')}"
-            if name == "container" or value is None or value is False:  # the container is told by the output's name
+            # The container is told by the output's name.
+            if name == "container" or value is None or value is False or value == "":
                 continue
             words += [option] if value is True else [f"{option}={v}" for v in _each(value)]
     words.append(f"--segment-frames={plan.segment_frames}")

@@ -14,8 +14,9 @@ from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import UserError
 from flows import settings
 from flows.cli import options
-from flows.cli.quantities import age_text, bytes_text, encoder_text, parse_age, parse_bytes
+from flows.cli.quantities import age_text, bytes_text, parse_age, parse_bytes
 from flows.cli.run import pipeline, tell_report
+from tasks.media.encode import encoder_text
 
 if TYPE_CHECKING:
     from tasks.catalogue import JobDetails, JobSummary

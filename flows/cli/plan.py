@@ -10,8 +10,7 @@ from rich.table import Table
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flows import settings
 from flows.cli import options
-from flows.cli.quantities import encoder_text
-from tasks.media.encode import EncodeParams
+from tasks.media.encode import EncodeParams, encoder_text
 from tasks.media.limits import Limits
 from tasks.media.trim import Trim
 

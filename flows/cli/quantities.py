@@ -1,8 +1,6 @@
-"""Ages and sizes as people write them, and as they read them; encoder settings in words."""
+"""Ages and sizes as people write them, and as they read them."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from flashvsr_core.errors import UserError
 
@@ -44,13 +42,3 @@ def bytes_text(number: int) -> str:
         if number >= (factor := _BYTES_BY_NAME[unit.upper()]):
             return f"{number / factor:.1f} {unit}"
     return f"{number} B"
-
-
-def encoder_text(encode: Mapping[str, Any]) -> str:
-    """Resolved encoder settings (fields of EncodeParams) in one line."""
-    if encode["codec"] == "auto":
-        return f"{encode['container']} images, {encode['pix_fmt']}"
-    quality = f", crf {encode['crf']}" if encode["crf"] is not None else ""
-    quality += f", {encode['bitrate']} kbit/s" if encode["bitrate"] is not None else ""
-    preset = f", preset {encode['preset']}" if encode["preset"] != "auto" else ""
-    return f"{encode['codec']} ({encode['encoder']}) {encode['pix_fmt']}{quality}{preset}, {encode['container']}"

@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -234,6 +234,16 @@ def _resolved_crf(params: EncodeParams, codec: str, spec: CodecSpec) -> int | No
     if params.crf > largest:
         raise UserError(f"crf {params.crf} is out of range; allowed for {codec} are 0 to {largest}")
     return params.crf
+
+
+def encoder_text(encode: Mapping[str, Any]) -> str:
+    """Resolved encoder settings (fields of EncodeParams) in one line."""
+    if encode["codec"] == "auto":
+        return f"{encode['container']} images, {encode['pix_fmt']}"
+    quality = f", crf {encode['crf']}" if encode["crf"] is not None else ""
+    quality += f", {encode['bitrate']} kbit/s" if encode["bitrate"] is not None else ""
+    preset = f", preset {encode['preset']}" if encode["preset"] != "auto" else ""
+    return f"{encode['codec']} ({encode['encoder']}) {encode['pix_fmt']}{quality}{preset}, {encode['container']}"
 
 
 def layout_of(encode: EncodeParams, info: VideoInfo) -> YuvLayout:
