@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from flashvsr_core.errors import BadInput, UserError
+from tasks.media.probe import VideoInfo
+from tasks.media.scenes import LARGEST, parse_scenes
 from tasks.media.sequence import find_images, is_sequence
 from tasks.storage import fingerprint as fingerprints
 from tasks.storage import urls
@@ -51,3 +53,16 @@ def unchanged(source: str, expected: str, cache_dir: Path) -> Path:
     if found != expected:
         raise UserError(f"{source} changed while it was processed; run again to start on the new content")
     return path
+
+
+def read_scenes(url: str, whole: VideoInfo) -> tuple[int, ...]:
+    """The first frames of scenes from a list (`parse_scenes`); UserError where it cannot be read."""
+    try:
+        if (size := urls.size(url)) > LARGEST:
+            raise UserError(f"scenes {url} has {size} bytes, allowed are {LARGEST}; is it a list of scenes?")
+        text = urls.read_bytes(url).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"scenes {url!r} is neither auto nor off, and no such file exists; correct --scenes") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"scenes {url} is no text; give a list of frame numbers or times, one a line") from error
+    return parse_scenes(text, f"scenes {url}", whole)

@@ -184,6 +184,12 @@ def test_a_cut_image_is_named(tmp_path: Path, kind: str) -> None:
     refused(folder, path.name, "copy it again")
 
 
+def test_a_webp_of_a_few_bytes(tmp_path: Path) -> None:
+    """Found by fuzzing."""
+    (tmp_path / "a.webp").write_bytes(b"RIFF\x20\0\0\0WEBPVP8X")
+    refused(tmp_path / "a.webp", "copy it again")
+
+
 def test_damage_in_the_middle_is_found_where_it_is_read(tmp_path: Path) -> None:
     folder = image_sequence(tmp_path / "frames", "png", frames=10, pattern="x%02d")
     path = folder / "x07.png"
