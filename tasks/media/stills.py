@@ -18,6 +18,7 @@ from tasks.media.limits import DEFAULT_LIMITS, Limits
 from tasks.media.probe import StreamInfo, VideoInfo, default_matrix
 from tasks.media.sequence import find_images, is_image, is_sequence
 from tasks.media.source import IMAGE, open_source, os_reason
+from tasks.media.structure import cut_short
 from tasks.media.tags import COLORSPACES, PRIMARIES, RANGES, TRANSFERS, name_of
 from tasks.media.timestamps import Timestamps, average_rate, constant_rate
 
@@ -210,6 +211,8 @@ def _image(file: Path) -> Iterator[tuple[av.container.InputContainer, av.video.V
 
 
 def _header(file: Path) -> tuple[int, int, str]:
+    if finding := cut_short(file):
+        raise BadInput(f"{str(file)!r} is cut short: {finding}; copy it again")
     with _image(file) as (_, stream):
         context = stream.codec_context
         if not context.width or not context.pix_fmt:

@@ -227,3 +227,16 @@ def test_preview(run: Runner, clip: Path, tmp_path: Path, cache_dir: Path) -> No
     split = make_preview(upscale_video, request, cache_dir, excerpts=1, seconds=0.1, layout="split", force=True)
     assert describe(Path(split.video or "")).width == 96
     assert not list((cache_dir / "work").glob("preview-*"))
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".mp4", "\u6f22" * 83 + ".mp4", "-i 100%d [a]\n'b\": #?*.mp4", "..mp4"])
+def test_any_name_goes_the_whole_way(run: Runner, clip: Path, tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    source.write_bytes(clip.read_bytes())
+    output = Request(str(source), params=PARAMS).output_url
+    report = run(source, Path(output), trim=Trim(frames=3))
+    assert describe(Path(report.output.url)).frames == 3
+    assert len(list(tmp_path.glob("*.report.json"))) == 1
+    if len(name) < 100:
+        images = run(source, tmp_path / "a %d 100% ünï.png", trim=Trim(frames=2))
+        assert images.frames == 2

@@ -176,7 +176,7 @@ def test_images_of_mixed_sizes_and_depths_are_refused(tmp_path: Path) -> None:
     refused(folder, "x3.png", "16 bits", "one depth")
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg", "tiff", "dpx", "webp", "bmp"])
+@pytest.mark.parametrize("kind", ["png", "jpg", "tiff", "dpx", "webp", "bmp", "exr", "exr float"])
 def test_a_cut_image_is_named(tmp_path: Path, kind: str) -> None:
     folder = image_sequence(tmp_path / "frames", kind, frames=3)
     path = sorted(folder.iterdir())[0]
