@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from prefect import task
@@ -260,15 +260,16 @@ def bytes_needed(plan: JobPlan) -> int:
     return int(2 * plan.info.frames * geometry.out_width * geometry.out_height * bits / 8)
 
 
-def _scenes(params: UpscaleParams, whole: VideoInfo, first: int, stop: int) -> Literal["auto", "off"] | tuple[int, ...]:
+def _scenes(params: UpscaleParams, whole: VideoInfo, first: int, stop: int) -> str | tuple[int, ...]:
     """Scenes as the job needs them: given ones are frames of the source, which may be trimmed."""
-    if isinstance(params.scenes, str):
-        return params.scenes
-    if params.scenes and params.scenes[-1] >= whole.frames:
+    scenes = sources.read_scenes(params.scenes_file, whole) if params.scenes_file else params.scenes
+    if isinstance(scenes, str):
+        return scenes
+    if scenes and scenes[-1] >= whole.frames:
         raise UserError(
-            f"scene cut at frame {params.scenes[-1]} lies beyond the video's {whole.frames} frames; correct --scenes"
+            f"scene cut at frame {scenes[-1]} lies beyond the video's {whole.frames} frames; correct --scenes"
         )
-    return tuple(cut - first for cut in params.scenes if first < cut < stop)
+    return tuple(cut - first for cut in scenes if first < cut < stop)
 
 
 def _notes(info: VideoInfo, encode: EncodeParams, params: UpscaleParams, fps: str | None) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ app = App(
 # Named by their place and imported when called: a command waits only for what it needs.
 app.command("flows.cli.run:run", help="Upscale a video.")
 app.command("flows.cli.plan:plan", help="Show what would be done.")
+app.command("flows.cli.preview:preview", help="Upscale short excerpts beside the enlarged source.")
 app.command("flows.cli.models:app", name="models", help="Published weights: list, fetch, verify, convert.")
 app.command("flows.cli.jobs:app", name="jobs", help="What a store holds: list, find, show, resume, recover, clean.")
 app.command("flows.cli.deploy:deploy", help="Set up deployments on a Prefect server.")
