@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test test-system lint bench clean
+.PHONY: demo test test-system browser lint bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,7 +20,12 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not system and not gpu" -rs --durations=15
 
-test-system: $(STAMP)
+# Prefect's UI and the report are looked at in Debian's Chromium.
+browser:
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		$(SUDO) sh -c 'apt-get update && apt-get install -y chromium chromium-driver'
+
+test-system: $(STAMP) browser
 	$(BIN)/python -m pytest -m "system and not gpu" -rs --timeout=1200 --durations=15
 
 lint: $(STAMP)
@@ -30,6 +36,8 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench.preroll
 	$(BIN)/python -m tests.bench.cpu
+	$(BIN)/python -m tests.bench.scaling stages
+	$(BIN)/python -m tests.bench.scaling workers
 
 clean:
 	rm -rf $(VENV) demo

@@ -17,6 +17,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Attention = Literal["auto", "torch", "triton"]
 LqProjection = Literal["auto", "buffer", "causal"]
 UnknownWeights = Literal["refuse", "buffer", "causal"]
+Runner = Literal["auto", "threads", "processes", "dask", "ray"]
 
 NUMBERS = re.compile(r"\d+(,\d+)*")
 
@@ -120,14 +121,28 @@ class ComputeParams:
 
     devices: str = "auto"
     """auto (the first GPU, else the CPU), cpu, all, or GPU numbers such as 0,2."""
+    runner: Runner = "auto"
+    """threads (one process), processes (one per GPU), dask, ray; auto: processes on several GPUs, else threads."""
+    workers: int | Literal["auto"] = "auto"
+    """Threads, processes or local cluster workers; auto: one per device (threads: two)."""
+    cluster: str | None = None
+    """Address of a Dask scheduler or Ray cluster; default: a local one that ends with the run."""
     models_dir: str | None = None
     """Folder with published weights; default: the user's cache directory."""
     work_dir: str | None = None
     """Folder for fetched sources and work files; default: the user's cache directory."""
+    source_cache_gb: float = 100.0
+    """GB of fetched sources kept in work_dir; those unused for longest go first, never one in use."""
 
     def __post_init__(self) -> None:
         if self.devices not in ("auto", "cpu", "all") and not all(d.isdigit() for d in self.devices.split(",")):
             raise UserError(f"devices {self.devices!r} is not auto, cpu, all or GPU numbers such as 0,2")
+        _one_of("runner", self.runner, get_args(Runner))
+        if self.workers != "auto":
+            _within("workers", self.workers, 1, 1024)
+        if self.cluster is not None and self.runner not in ("dask", "ray"):
+            raise UserError(f"cluster {self.cluster!r} needs --runner dask or --runner ray, not {self.runner}")
+        _within("source_cache_gb", self.source_cache_gb, 0.0, 1e6)
 
 
 def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:

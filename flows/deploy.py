@@ -1,8 +1,6 @@
 """Deployments on a running Prefect server: what deployments/prefect.yaml says, with the inbox an operator names."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
@@ -10,22 +8,27 @@ from typing import Any
 
 import prefect
 import yaml
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger, ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import EntrypointType, Flow
-from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
-from flashvsr_core.errors import TransientError, UserError
+from flashvsr_core.errors import UserError
 from flows import settings
+from flows.dead_runs import DEAD_AFTER, heartbeat_environment, watch_for_dead_runs
+from flows.server import prefect_client
 from tasks.storage import urls
 
 log = logging.getLogger(__name__)
 
 SWEEP = "inbox-sweep"
+ON_OBJECT = "upscale-on-object"
+POOLS = ("process", "docker", "kubernetes")  # types of work pools that run an installed package
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,21 @@ class Inbox:
         return {"inbox": urls.normalise(self.source), "output_root": urls.normalise(self.outbox)}
 
 
-def deploy(inbox: Inbox | None, pool: str | None = None) -> list[str]:
-    """Make the work pool and every deployment, or bring them up to date. Returns the deployments' names."""
-    with _server() as client:
+def deploy(inbox: Inbox | None, pool: str | None = None, dead_after: int = DEAD_AFTER) -> list[str]:
+    """Make the work pool, every deployment and the automation for dead runs, or bring them up to date.
+
+    Returns the deployments' names.
+    """
+    with prefect_client() as client:
         found = _declared()
         pool = pool or str(found[0]["work_pool"]["name"])
         _make_pool(client, pool)
         deployments = _deployments(client, found, inbox)
+        watch_for_dead_runs(client, dead_after)
     names = []
     for deployment in deployments:
         deployment.work_pool_name = pool
+        deployment.job_variables = {"env": heartbeat_environment(dead_after)}
         deployment.apply()
         names.append(f"{deployment.flow_name}/{deployment.name}")
         log.info("deployed %s to %s", names[-1], pool)
@@ -68,8 +76,9 @@ def deploy(inbox: Inbox | None, pool: str | None = None) -> list[str]:
 
 def serve(inbox: Inbox | None, limit: int = 1) -> None:
     """Run what is deployed in this process's children, until interrupted: one machine needs no pool and no worker."""
-    with _server() as client:
+    with prefect_client() as client:
         deployments = _deployments(client, _declared(), inbox)
+        watch_for_dead_runs(client, DEAD_AFTER)
     prefect.serve(*deployments, limit=limit)
 
 
@@ -88,14 +97,19 @@ def _deployments(
     for one in declared:
         flow = _flow(one["entrypoint"])
         parameters, schedules = one.get("parameters", {}), one.get("schedules", [])
-        if one["name"] == SWEEP:
-            parameters, schedules = _sweep(client, flow, parameters, schedules, inbox)
+        triggers: list[Any] = []
+        if one["name"] in (SWEEP, ON_OBJECT):
+            before = _before(client, f"{flow.name}/{one['name']}")
+            parameters = parameters | (before.parameters if before else {}) | (inbox.parameters if inbox else {})
+            schedules = _schedules(schedules, before, inbox)
+            triggers = [_trigger(trigger, parameters.get("inbox")) for trigger in one.get("triggers", [])]
         deployment = flow.to_deployment(
             one["name"],
             parameters=parameters,
             description=one["description"],
             tags=one["tags"],
             schedules=[_schedule(schedule) for schedule in schedules],
+            triggers=triggers,
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         assert isinstance(deployment, RunnerDeployment)  # a coroutine only where an event loop runs
@@ -103,28 +117,37 @@ def _deployments(
     return made
 
 
-def _sweep(
-    client: SyncPrefectClient,
-    flow: Flow[..., Any],
-    parameters: dict[str, Any],
-    schedules: list[dict[str, Any]],
-    inbox: Inbox | None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The sweep's parameters and schedules: for the given inbox, else as an earlier deployment has them."""
+def _before(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
     try:
-        before = client.read_deployment_by_name(f"{flow.name}/{SWEEP}")
+        return client.read_deployment_by_name(name)
     except ObjectNotFound:
-        before = None
-    parameters = parameters | (before.parameters if before else {})
+        return None
+
+
+def _schedules(
+    declared: list[dict[str, Any]], before: DeploymentResponse | None, inbox: Inbox | None
+) -> list[dict[str, Any]]:
+    """The schedules for the given inbox, else as an earlier deployment has them."""
     if inbox is not None:
         cron = {"cron": inbox.cron} if inbox.cron else {}
-        return parameters | inbox.parameters, [one | cron | {"active": True} for one in schedules]
+        return [one | cron | {"active": True} for one in declared]
     kept = {s.slug: s for s in before.schedules} if before else {}
-    for index, one in enumerate(schedules):
+    made = []
+    for one in declared:
         old = kept.get(one["slug"])
         if old is not None and isinstance(old.schedule, CronSchedule):
-            schedules[index] = one | {"cron": old.schedule.cron, "active": old.active}
-    return parameters, schedules
+            one = one | {"cron": old.schedule.cron, "active": old.active}
+        made.append(one)
+    return made
+
+
+def _trigger(declared: dict[str, Any], inbox: str | None) -> DeploymentEventTrigger:
+    """The event trigger for an inbox in a bucket; off for any other."""
+    trigger = DeploymentEventTrigger(**declared)
+    if inbox is not None and not urls.is_local(inbox):
+        trigger.enabled = True
+        trigger.match = ResourceSpecification({"prefect.resource.id": f"s3.object.{urls.split(inbox)[1]}/*"})
+    return trigger
 
 
 def _flow(entrypoint: str) -> Flow[..., Any]:
@@ -140,26 +163,13 @@ def _schedule(one: dict[str, Any]) -> DeploymentScheduleCreate:
 
 
 def _make_pool(client: SyncPrefectClient, name: str) -> None:
-    """A pool of processes; one that is there stays as its operator has set it."""
+    """A pool of processes; one that is there, also of containers, stays as its operator has set it."""
     template = ProcessWorker.get_default_base_job_template()
     try:
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
     except ObjectAlreadyExists:
         kind = client.read_work_pool(name).type
-        if kind != "process":
-            raise UserError(f"work pool {name} is of type {kind}, not process; name another with --pool") from None
-
-
-@contextmanager
-def _server() -> Iterator[SyncPrefectClient]:
-    url = get_current_settings().api.url
-    if not url:
-        raise UserError(
-            "no Prefect server is named; start one (prefect server start) and set PREFECT_API_URL, "
-            "for example to http://127.0.0.1:4200/api"
-        )
-    with get_client(sync_client=True) as client:
-        error = client.api_healthcheck()
-        if error is not None:
-            raise TransientError(f"Prefect's server at {url} does not answer ({error!r}); start it or correct the URL")
-        yield client
+        if kind not in POOLS:
+            raise UserError(
+                f"work pool {name} is of type {kind}, not {', '.join(POOLS)}; name another with --pool"
+            ) from None

@@ -76,7 +76,7 @@ def inbox_sweep(
     place = checked_folder(inbox, output_root, params, encode)
     store = urls.normalise(store) if store else urls.join(place.root, STORE)
     settings.roots().check("store", store)
-    book = Ledger(urls.join(store, "inbox"))
+    book = ledger_of(store)
     try:
         with hold(book.lease_url, owner=f"sweep of {place.url}"):
             done, ready, skipped = _look(place, book, glob, min_age, look_again, max_attempts)
@@ -101,6 +101,11 @@ def inbox_sweep(
         # A batch that takes longer than the schedule's interval is no fault.
         log.info("%s", error)
         return SweepReport(place.url, 0, (), (), note=str(error))
+
+
+def ledger_of(store: str) -> Ledger:
+    """Where sweeps and events record what became of the files of an inbox."""
+    return Ledger(urls.join(store, "inbox"))
 
 
 def _look(

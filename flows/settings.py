@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import UserError
@@ -10,6 +11,7 @@ from tasks.storage.roots import Roots
 ROOTS = "FLASHVSR_ROOTS"  # comma-separated folders and URLs; unset: every place is allowed
 MODELS = "FLASHVSR_MODELS"
 WORK = "FLASHVSR_WORK"
+METRICS = "FLASHVSR_METRICS"  # file for Prometheus; unset: nothing is counted
 
 
 def roots() -> Roots:
@@ -21,6 +23,12 @@ def roots() -> Roots:
         return Roots.parse(found)
     except UserError as error:
         raise UserError(f"{ROOTS}: {error}") from error
+
+
+def metrics() -> Path | None:
+    """The metrics file of this machine, if its operator wants one."""
+    found = os.environ.get(METRICS)
+    return Path(found).expanduser().absolute() if found else None
 
 
 def with_environment(compute: ComputeParams) -> ComputeParams:

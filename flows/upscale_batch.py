@@ -4,18 +4,17 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
-from flashvsr_core.errors import AlreadyRunning, BadInput, FlashvsrError, UserError
+from flashvsr_core.errors import FlashvsrError
 from flows import settings
-from flows.upscale_video import upscale_video
-from tasks.folder import Folder, Skipped, made_from
+from flows.one_file import FileResult, Status, upscale_file
+from tasks.folder import Folder, Skipped
 from tasks.media.encode import EncodeParams
-from tasks.report import RunReport
 from tasks.storage import urls
 from tasks.storage.jobs import slug
 from tasks.storage.ledger import Ledger
@@ -23,21 +22,6 @@ from tasks.storage.listing import STORE, Entry
 from tasks.verify import Depth
 
 log = logging.getLogger(__name__)
-
-Status = Literal["done", "already done", "busy", "failed"]
-
-
-@dataclass(frozen=True)
-class FileResult:
-    """What became of one file; `busy`: another run is at work on it."""
-
-    source: str
-    status: Status
-    output: str = ""
-    frames: int = 0
-    seconds: float = 0.0
-    error: str = ""
-    exit_code: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,7 +110,7 @@ def upscale_batch(
     if not sources:
         log.warning("%s: nothing to upscale", place.url)
     taken: dict[str, str] = {}
-    results = tuple(_one(place, source, taken, force, options, book) for source in sources)
+    results = tuple(upscale_file(place, source, taken, force, options, book) for source in sources)
     report = BatchReport(place.url, place.root, results, tuple(skipped), time.monotonic() - begun)
     log.info("%s", report)
     create_table_artifact(table_of(report), key=artifact_key("batch", place.url), description=str(report))
@@ -166,59 +150,3 @@ def table_of(report: BatchReport) -> list[dict[str, Any]]:
 def artifact_key(kind: str, url: str) -> str:
     """One history of artifacts per folder."""
     return f"{kind}-{slug(urls.name(url))}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
-
-
-def _one(
-    place: Folder,
-    source: Entry | str,
-    taken: dict[str, str],
-    force: bool,
-    options: dict[str, Any],
-    book: Ledger | None,
-) -> FileResult:
-    """One file, with its attempt in the ledger. Whatever is wrong with it is in the result."""
-    begun = time.monotonic()
-    name = source if isinstance(source, str) else source.name
-    shown = f"{place.url}/{name}".encode(errors="backslashreplace").decode()
-    try:
-        name.encode()
-        output = place.output_of(name)
-        if isinstance(source, str):
-            raise BadInput(f"{shown} does not exist; check the name")
-        if output in taken:
-            raise UserError(f"its output {output} is that of {taken[output]} too; rename one of them")
-        taken[output] = shown
-        if book is not None:
-            book.begin(source)
-        # What is found here is only replaced if it is ours: a source or parameters that changed give another job.
-        own = made_from(output, source.url)
-        state = upscale_video(source.url, output, force=force or own, return_state=True, **options)
-        made = state.result(raise_on_failure=False)
-        if not isinstance(made, RunReport):
-            raise made if isinstance(made, Exception) else FlashvsrError(f"it ended as {state.name}: {state.message}")
-        if book is not None:
-            book.done(source, output)
-        status: Status = "already done" if made.status == "already done" else "done"
-        return FileResult(shown, status, output, made.frames, time.monotonic() - begun)
-    except UnicodeEncodeError:
-        error: Exception = UserError("its name is not UTF-8; rename it")
-    except AlreadyRunning as busy:
-        if book is not None and isinstance(source, Entry):
-            book.forgive(source)
-        return FileResult(shown, "busy", output, seconds=time.monotonic() - begun, error=str(busy))
-    except Exception as found:  # noqa: BLE001 - whatever one file does, the others are still to be made
-        error = found
-    log.error("%s: %s", shown, error)
-    if book is not None and isinstance(source, Entry):
-        _note(book, source, error)
-    code = getattr(error, "exit_code", 1)
-    text = str(error) or type(error).__name__
-    return FileResult(shown, "failed", seconds=time.monotonic() - begun, error=text, exit_code=code)
-
-
-def _note(book: Ledger, source: Entry, error: Exception) -> None:
-    try:
-        book.failed(source, str(error) or type(error).__name__)
-    except FlashvsrError as fault:
-        # The attempt was counted when it began; only its reason is missing.
-        log.warning("%s: not recorded: %s", source.url, fault)

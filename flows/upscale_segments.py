@@ -1,15 +1,27 @@
 """The subflow that computes segments: one GPU-tagged task each, on the configured runner."""
 
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from prefect import flow
+from prefect.exceptions import TerminationSignal
+from prefect.futures import PrefectFuture
 from prefect.states import State
 
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import FlashvsrError
+from flashvsr_core.segments import SegmentPlan
+from flows.runners import CLUSTERS, one_gpu_each
+from tasks import stop
+from tasks.events import FramesDone, SegmentComputed, SegmentFailed, tell
 from tasks.plan import read_plan
 from tasks.storage.jobs import Job, SegmentResult
 from tasks.upscale import upscale_segment
+from tasks.workers import WorkerDied
+
+log = logging.getLogger(__name__)
 
 
 class SegmentsFailed(FlashvsrError):
@@ -27,20 +39,68 @@ class SegmentsFailed(FlashvsrError):
 def upscale_segments(job: Job, indices: list[int], compute: ComputeParams, cache_dir: Path) -> list[SegmentResult]:
     """Make the segments `indices` of a planned job. Each is stored as it finishes; one failure costs no other."""
     segments = read_plan(job).segments
-    futures = {
-        index: upscale_segment.with_options(refresh_cache=not job.holds(index)).submit(
-            job, segments[index], compute, cache_dir
-        )
-        for index in indices
-    }
-    states: dict[int, State] = {}
-    for index, future in futures.items():
-        future.wait()
-        states[index] = future.state
-    failures = {i: _error(state) for i, state in states.items() if not state.is_completed()}
+    order = longest_first([segments[index] for index in indices])
+    outcomes: dict[int, SegmentResult | BaseException] = {}
+    with _stopping_on_signals():
+        held = {segment.index: job.holds(segment.index) for segment in order}
+        with one_gpu_each(compute):
+            futures = {
+                segment.index: upscale_segment.with_options(refresh_cache=not held[segment.index]).submit(
+                    job, segment, compute, cache_dir
+                )
+                for segment in order
+            }
+        for index, future in futures.items():
+            outcomes[index] = found = _outcome(future)
+            if compute.runner in CLUSTERS and isinstance(found, SegmentResult) and not held[index]:
+                _tell_for(found)
+    failures = {index: found for index, found in outcomes.items() if not isinstance(found, SegmentResult)}
     if failures:
+        for index, error in failures.items():
+            tell(SegmentFailed(index, str(error)))
         raise SegmentsFailed(failures)
-    return [states[index].result() for index in indices]
+    return [found for index in indices if isinstance(found := outcomes[index], SegmentResult)]
+
+
+def longest_first(segments: Sequence[SegmentPlan]) -> list[SegmentPlan]:
+    """The order in which segments are handed out: a long one begun last would leave the other devices idle."""
+    return sorted(segments, key=lambda segment: (-segment.frames, segment.index))
+
+
+@contextmanager
+def _stopping_on_signals() -> Iterator[None]:
+    """Ctrl-C: running segments are finished, no other is begun. A termination signal: running ones are given up too.
+
+    Said before Prefect waits, as it leaves the flow, for whatever still runs.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop.ask("soon")
+        log.warning("interrupted: finishing the segments that run; interrupt again to give them up")
+        raise
+    except TerminationSignal:
+        stop.ask("now")
+        raise
+
+
+def _outcome(future: PrefectFuture[SegmentResult]) -> SegmentResult | BaseException:
+    """What became of a task. A future that itself raises has lost its worker; its task could not say anything."""
+    try:
+        future.wait()
+        state = future.state
+    except Exception as error:  # noqa: BLE001 - Dask and Ray have many names for it
+        return WorkerDied(f"the worker was lost ({type(error).__name__}: {error}); run again")
+    return state.result() if state.is_completed() else _error(state)
+
+
+def _tell_for(result: SegmentResult) -> None:
+    """Say what a worker of a cluster cannot, whose log records stay there."""
+    tell(FramesDone(result.segment, result.frames))
+    tell(
+        SegmentComputed(result.segment, result.frames, result.seconds),
+        f"segment {result.segment} [{result.start}, {result.stop}) computed in {result.seconds:.1f} s",
+    )
 
 
 def _error(state: State) -> BaseException:

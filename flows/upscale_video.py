@@ -4,6 +4,8 @@ import logging
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,34 +13,44 @@ import platformdirs
 from prefect import flow
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
-from flashvsr_core.errors import TransientError, UserError
+from flashvsr_core.errors import FlashvsrError, TransientError, UserError
 from flows import settings
+from flows.logs import job_log
+from flows.observe import observed, tail_so_far, warnings_so_far
 from flows.results import result_storage
-from flows.runners import task_runner
+from flows.runners import settled, shared_api, task_runner
 from flows.upscale_segments import SegmentsFailed, upscale_segments
+from tasks import stop
 from tasks.assemble import assemble
 from tasks.events import JobPlanned, SegmentReused, StageEntered, tell
-from tasks.images import all_there, foreign_image, publish_images, unpack_images
+from tasks.images import all_there, foreign_image, publish_images, unpack_images, whole_of
 from tasks.media.encode import EncodeParams
 from tasks.media.images import is_images
 from tasks.media.limits import Limits
 from tasks.media.trim import Trim
 from tasks.outputs import Outputs
 from tasks.plan import JobPlan, Request, parse_plan, plan_job, settle_plan
+from tasks.reference import check_reference
 from tasks.report import (
+    Look,
     OutputFile,
     RunReport,
     announce_output,
+    look_at,
     make_report,
     own_output,
+    page_beside,
     read_report,
     recorded_output,
     report_beside,
 )
+from tasks.sources import localised, required
+from tasks.speed import expected_tail, remember_tail
 from tasks.storage import urls
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
 from tasks.storage.lease import Lease, hold
 from tasks.verify import Depth, verify_output
+from tasks.watch import watching
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +58,7 @@ ROUNDS = 3  # times the subflow is called for what is missing, within one run
 
 
 @flow(name="upscale-video", flow_run_name="upscale-{source}", log_prints=False, persist_result=False)
+@observed
 def upscale_video(
     source: str,
     output: str | None = None,
@@ -62,6 +75,7 @@ def upscale_video(
     trim: Trim = Trim(),
     fps: str | None = None,
     limits: Limits = Limits(),
+    reference: str | None = None,
 ) -> RunReport:
     """Upscale one video, image, or sequence of images.
 
@@ -82,9 +96,11 @@ def upscale_video(
         trim: Upscale only a part of the source.
         fps: Frames per second of a sequence of images.
         limits: How large a source may be, and what looking at it may cost.
+        reference: The true video in the output's size; PSNR, SSIM and VMAF against it go into the report.
     """
     begun = time.monotonic()
-    compute = _checked(Request(source, output, params, encode, store=store), compute)
+    stop.forget()
+    compute = settled(_checked(Request(source, output, params, encode, store=store), compute, reference))
     cache_dir = Path(compute.work_dir) if compute.work_dir else platformdirs.user_cache_path("flashvsr")
     request = Request(
         source, output, params, encode, compute, store, segment_frames, allow_truncated, trim, fps, limits
@@ -97,31 +113,53 @@ def upscale_video(
         _spare_others(job, planned, outputs, mine)
     if mine is not None and outputs.pattern is not None and not all_there(outputs):
         mine = None
-    with hold(job.lease_url, owner=f"upscale {planned.source}") as lease:
+    with (
+        _truth(reference, planned, compute, cache_dir) as truth,
+        hold(job.lease_url, owner=f"upscale {planned.source}") as lease,
+        job_log(job),
+    ):
         if mine is not None and not fresh and (report := read_report(job)) is not None:
             log.info("already done: %s", outputs.url)
             report = replace(report, status="already done")
         else:
             if fresh:
                 _forget(job)
-            plan = _begin(job, settle_plan(job, planned))
-            results, computed, notes, published = _produce(job, plan, compute, cache_dir, lease, verify, outputs)
-            report = make_report(job, plan, published, results, computed, time.monotonic() - begun, plan.notes + notes)
+            plan = _begin(job, settle_plan(job, planned), outputs, cache_dir)
+            results, computed, notes, published, look = _produce(
+                job, plan, compute, cache_dir, lease, verify, outputs, force or mine is not None, begun, truth
+            )
+            seconds = time.monotonic() - begun
+            notes = plan.notes + notes
+            report = make_report(job, plan, published, results, computed, seconds, notes, look, warnings_so_far())
+            remember_tail(plan, tail_so_far(), cache_dir)
         if not keep_segments:
             job.remove_segments()
     return report
 
 
-def _checked(request: Request, compute: ComputeParams) -> ComputeParams:
+def _checked(request: Request, compute: ComputeParams, reference: str | None) -> ComputeParams:
     """`compute` with this machine's folders; refuses every place outside of its roots before anything is looked at."""
     roots = settings.roots()
     roots.check("source", request.source)
     if request.params.scenes_file is not None:
         roots.check("scenes", request.params.scenes_file)
-    for place in (request.output_url, report_beside(request.output_url)):
+    for place in (request.output_url, report_beside(request.output_url), page_beside(request.output_url)):
         roots.check("output", place)
+    if reference is not None:
+        roots.check("reference", reference)
     roots.check("store", request.store_url)
     return settings.checked_compute(compute, roots)
+
+
+@contextmanager
+def _truth(reference: str | None, plan: JobPlan, compute: ComputeParams, cache_dir: Path) -> Iterator[Path | None]:
+    """A local file with the true video, refused before any work where it cannot be compared."""
+    if reference is None:
+        yield None
+        return
+    with required(reference, compute, cache_dir) as path:
+        check_reference(path, plan.geometry.out_width, plan.geometry.out_height, plan.info.frames)
+        yield path
 
 
 def _forget(job: Job) -> None:
@@ -130,12 +168,23 @@ def _forget(job: Job) -> None:
         urls.remove(url, missing_ok=True)
 
 
-def _begin(job: Job, plan: JobPlan) -> JobPlan:
+def _begin(job: Job, plan: JobPlan, outputs: Outputs, cache_dir: Path) -> JobPlan:
     plan = parse_plan(job.write_plan(plan.to_json()), job.plan_url)
     finished = job.finished()
     frames = plan.info.frames
     tell(
-        JobPlanned(job.url, frames, len(plan.segments), len(finished)),
+        JobPlanned(
+            job.url,
+            frames,
+            len(plan.segments),
+            len(finished),
+            tuple((segment.start, segment.stop) for segment in plan.segments),
+            int(plan.params.preroll),
+            expected_tail(plan, cache_dir),
+            plan.source,
+            outputs.url,
+            plan.parameters,
+        ),
         f"{frames} frames in {len(plan.segments)} segments, {len(finished)} of them finished before",
     )
     for result in finished.values():
@@ -151,42 +200,50 @@ def _produce(
     lease: Lease,
     verify: Depth,
     outputs: Outputs,
-) -> tuple[tuple[SegmentResult, ...], frozenset[int], tuple[str, ...], OutputFile]:
-    """Segments, merge, verification, publication."""
+    overwrite: bool,
+    begun: float,
+    truth: Path | None,
+) -> tuple[tuple[SegmentResult, ...], frozenset[int], tuple[str, ...], OutputFile, Look]:
+    """Segments, merge, verification, a look at the result, publication."""
     work = cache_dir / "work"
     _sweep(work, job)
     work.mkdir(parents=True, exist_ok=True)
+    _abort_uploads(job, outputs.url)
     computed: frozenset[int] = frozenset()
     with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name:
         for attempt in range(ROUNDS):
-            computed |= _compute_missing(job, plan, compute, cache_dir, lease)
+            with watching(job, frozenset(job.finished())):
+                computed |= _compute_missing(job, plan, compute, cache_dir, lease)
+            _sweep(work, job, keep=Path(name))  # of workers that died
             try:
-                merged, notes = _put_together(job, plan, Path(name), cache_dir, verify)
+                merged, notes = _put_together(job, plan, Path(name), cache_dir, compute, verify)
                 break
             except DamagedSegment as error:
                 # Its record is gone: the next round redoes this segment and no other.
                 log.warning("%s", error)
                 if attempt == ROUNDS - 1:
                     raise
+        with localised(plan.source, compute, cache_dir) as source:
+            look = look_at(whole_of(merged), source, plan, time.monotonic() - begun, truth)
         lease.check()
         tell(StageEntered("publish"), f"publishing {outputs.url}")
         if outputs.pattern is not None:
             output = publish_images(job, plan, merged, outputs)
         else:
             output = announce_output(job, merged[0], outputs.url)
-            urls.publish(merged[0], outputs.url, overwrite=True, sha256=output.sha256, consume=True)
+            _publish(job, merged[0], output, overwrite)
     tell(StageEntered("report"))
     results = job.finished()
-    return tuple(results[segment.index] for segment in plan.segments), computed, notes, output
+    return tuple(results[segment.index] for segment in plan.segments), computed, notes, output, look
 
 
 def _put_together(
-    job: Job, plan: JobPlan, folder: Path, cache_dir: Path, verify: Depth
+    job: Job, plan: JobPlan, folder: Path, cache_dir: Path, compute: ComputeParams, verify: Depth
 ) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """One verified video, or all images, in `folder`; and what could not be carried over."""
     if is_images(plan.encode.container):
         return unpack_images(job, plan, folder, verify), ()
-    merged, notes = assemble(job, plan, folder, cache_dir)
+    merged, notes = assemble(job, plan, folder, cache_dir, compute)
     verify_output(merged, plan, verify)
     return (merged,), notes
 
@@ -201,6 +258,31 @@ def _spare_others(job: Job, plan: JobPlan, outputs: Outputs, mine: OutputFile | 
         raise UserError(f"{there} exists and was not made by this job; use --force to replace it")
 
 
+def _publish(job: Job, merged: Path, output: OutputFile, overwrite: bool) -> None:
+    try:
+        urls.publish(merged, output.url, overwrite, sha256=output.sha256, consume=True)
+    except FileExistsError as error:
+        # A store may take an upload, lose its answer, and refuse what its client then tries again.
+        if own_output(job, output.url) is None:
+            raise UserError(
+                f"{output.url} appeared while this job ran, made by somebody else; use --force to replace it"
+            ) from error
+
+
+def _abort_uploads(job: Job, output_url: str) -> None:
+    """Give up what killed runs of this job were uploading; this run holds the job's lease."""
+    announced = recorded_output(job)
+    try:
+        count = urls.abort_uploads(job.url, below=True)
+        if announced is not None and announced.url == output_url:
+            count += urls.abort_uploads(output_url, below=False)
+    except FlashvsrError as error:
+        log.info("unfinished uploads of earlier runs were not looked for: %s", error)
+    else:
+        if count:
+            log.info("gave up %d unfinished uploads of earlier runs", count)
+
+
 def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir: Path, lease: Lease) -> frozenset[int]:
     """Have every missing segment made, again where a passing fault left one missing. Returns what was computed."""
     tell(StageEntered("segments"))
@@ -213,18 +295,23 @@ def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir:
             task_runner=task_runner(compute), result_storage=result_storage(job), persist_result=False
         )
         try:
-            subflow(job, wanted, compute, cache_dir)
+            with shared_api(compute):
+                subflow(job, wanted, compute, cache_dir)
             break
         except SegmentsFailed as error:
             transient = all(isinstance(cause, TransientError) for cause in error.failures.values())
             if not transient or attempt == ROUNDS - 1:
                 raise
-            wanted = sorted(error.failures)
+            # A worker may have died after it had stored its segment.
+            wanted = sorted(error.failures.keys() - job.finished().keys())
             log.warning("trying %d segments again: %s", len(wanted), error)
+            if not wanted:
+                break
     return missing
 
 
-def _sweep(work: Path, job: Job) -> None:
-    """Remove what killed runs of this job left behind; this run holds the job's lease."""
+def _sweep(work: Path, job: Job, keep: Path | None = None) -> None:
+    """Remove what killed runs or workers of this job left behind; this run holds the job's lease."""
     for leftover in work.glob(f"{job.work_prefix}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover != keep:
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -16,13 +16,14 @@ from pydantic import ValidationError
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import AlreadyRunning, UserError
+from tasks.beat import Beat, beats
 from tasks.media.encode import SEGMENT_FORMAT
 from tasks.media.images import DEFAULT_PATTERN, is_images
 from tasks.outputs import container_of
 from tasks.plan import DEFAULT_STORE, JobPlan, Request, make_plan, read_plan
 from tasks.report import RunReport, read_report, recorded_output
 from tasks.storage import local, urls
-from tasks.storage.jobs import AT_ONCE, DIRECTORY_NAME, Job, SegmentResult
+from tasks.storage.jobs import AT_ONCE, DIRECTORY_NAME, LOG_NAME, Job, SegmentResult
 from tasks.storage.lease import hold, holder_of
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ UNMERGED: tuple[State, ...] = ("incomplete", "unmerged")
 
 # What a job's directory may hold; anything else in it is somebody's and is never removed.
 PLAN, LEASE, REPORT, OUTPUT = "plan.json", "lease.json", "report.json", "output.json"
-RECORDS = (PLAN, REPORT, OUTPUT)
+RECORDS = (PLAN, REPORT, OUTPUT, LOG_NAME)
+LIVE_FILE = re.compile(r"\d{5,}\.json")
 SEGMENT_FILE = re.compile(rf"\d{{5,}}\.(json|{SEGMENT_FORMAT})")
 
 
@@ -69,6 +71,7 @@ class JobDetails:
     plan: JobPlan | None
     segments: tuple[SegmentResult, ...]  # the finished ones, in order
     report: RunReport | None
+    beats: tuple[Beat, ...] = ()  # of segments that are being made, or were when their worker died
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def describe(job: Job) -> JobDetails:
         modified=max((changed for _, changed in every), default=0.0),
         problem=problem,
     )
-    return JobDetails(summary, plan, results, report)
+    return JobDetails(summary, plan, results, report, beats(job) if plan else ())
 
 
 def finished_segments(job: Job, plan: JobPlan | None) -> tuple[SegmentResult, ...]:
@@ -178,7 +181,7 @@ def clean(summary: JobSummary, records: bool = False, dry_run: bool = False) -> 
     except AlreadyRunning as error:
         return Removal(summary, removed, freed, str(error))
     if urls.is_local(job.url):
-        for url in (job.segments_url, job.url):
+        for url in (job.segments_url, job.live_url, job.url):
             local.remove_directory(str(urls.local_path(url)))
     return Removal(summary, removed, freed)
 
@@ -197,6 +200,9 @@ def _removable(job: Job, keep_records: bool) -> Iterator[tuple[str, int]]:
     for name in sorted(segments, key=lambda name: not name.endswith(".json")):
         if SEGMENT_FILE.fullmatch(name) or local.is_leftover(name):
             yield urls.join(job.segments_url, name), segments[name]
+    for name, size in urls.list_sizes(job.live_url).items():
+        if LIVE_FILE.fullmatch(name) or local.is_leftover(name):
+            yield urls.join(job.live_url, name), size
     files = urls.list_sizes(job.url)
     for name in sorted(files, key=lambda name: name == PLAN):
         if local.is_leftover(name) or (name in RECORDS and not keep_records):

@@ -15,6 +15,12 @@ class JobPlanned:
     frames: int
     segments: int
     reused: int
+    ranges: tuple[tuple[int, int], ...] = ()  # frames [start, stop) of every segment
+    preroll: int = 0  # frames that a segment streams before its own
+    tail_seconds: float = 0.0  # expected from the last segment to the end of the run
+    source: str = ""
+    output: str = ""
+    parameters: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,18 +32,39 @@ class StageEntered:
 class SegmentStarted:
     segment: int
     frames: int
+    device: str = ""
+    worker: str = ""  # host, process and device: who computes it
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
 class FramesDone:
     segment: int
     frames: int  # more than at the last such event
+    memory_bytes: int = 0  # peak so far: the device's, on the CPU the process's
 
 
 @dataclass(frozen=True)
 class SegmentComputed:
     segment: int
     frames: int
+    seconds: float
+    memory_bytes: int = 0
+    device: str = ""
+    fallbacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SegmentFailed:
+    segment: int
+    error: str
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """The last event of a run: `status` is done, already done or failed."""
+
+    status: str
     seconds: float
 
 
@@ -47,7 +74,9 @@ class SegmentReused:
     frames: int
 
 
-Event = JobPlanned | StageEntered | SegmentStarted | FramesDone | SegmentComputed | SegmentReused
+Event = (
+    JobPlanned | StageEntered | SegmentStarted | FramesDone | SegmentComputed | SegmentReused | SegmentFailed | RunEnded
+)
 
 
 def tell(event: Event, message: str = "") -> None:

@@ -88,6 +88,21 @@ class Folder:
                 chosen.setdefault(name, entry or name)
         return list(chosen.values()), skipped
 
+    def choose_one(self, url: str, glob: str | None) -> Entry | Skipped:
+        """The source at `url` below the folder, as `choose` has it, without listing everything where that can be."""
+        name = self._relative(url)
+        if not _matches(name, glob):
+            return Skipped(url, f"its name is not one of {glob or 'those that videos have'}")
+        if self.is_beside and not listing.is_hidden(name):
+            # Whether it is the output of another source only its neighbours tell.
+            chosen, skipped = self.choose(glob)
+            found: list[Entry | Skipped] = [entry for entry in chosen if entry.name == name]
+            found += [left for left in skipped if left.source == urls.join(self.url, name)]
+        else:
+            picked, skipped = self.pick([name])
+            found = [entry for entry in picked if isinstance(entry, Entry)] + list(skipped)
+        return found[0] if found else Skipped(url, "it is not there any more")
+
     def _output_name(self, name: str) -> str:
         directory, slash, last = name.rpartition("/")
         stem = last.rpartition(".")[0] or last

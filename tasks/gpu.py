@@ -1,5 +1,6 @@
 """The process's loaded Upscaler, one per device, and whose turn it is on a device."""
 
+import os
 import tempfile
 import threading
 import time
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import UserError
 from flashvsr_core.upscaler import Upscaler
-from tasks import weights
+from tasks import stop, weights
 
 _POLL = 0.2  # seconds between looks for a free GPU
 
@@ -42,6 +43,22 @@ def devices_of(compute: ComputeParams) -> tuple[torch.device, ...]:
     return tuple(torch.device("cuda", number) for number in numbers)
 
 
+def pins(compute: ComputeParams) -> tuple[str | None, ...]:
+    """CUDA_VISIBLE_DEVICES of each worker process: one GPU each; on the CPU, as many Nones as workers are wanted."""
+    devices = devices_of(compute)
+    if devices[0].type == "cpu":
+        return (None,) * (1 if compute.workers == "auto" else compute.workers)
+    if compute.workers != "auto" and compute.workers > len(devices):
+        raise UserError(
+            f"workers {compute.workers} are more than the {len(devices)} GPUs named, and a GPU computes one segment at "
+            "a time; use --devices all or fewer workers"
+        )
+    wanted = len(devices) if compute.workers == "auto" else compute.workers
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    return tuple(visible[device.index].strip() for device in devices[:wanted])
+
+
 def loaded_upscaler(
     params: UpscaleParams, digests: dict[str, str], compute: ComputeParams, device: torch.device
 ) -> Upscaler:
@@ -62,18 +79,21 @@ def loaded_upscaler(
 
 @contextmanager
 def turn_on_a_device(compute: ComputeParams) -> Iterator[torch.device]:
-    """Have one of the devices to oneself, waiting for the first that is free.
+    """Have one of the devices to oneself, waiting for the first that is free; those with a loaded model come first.
 
-    GPUs are locked by a file, which every thread, runner and process of this machine takes; the CPU within a process.
+    GPUs are locked by a file, which every thread, runner and process of this machine takes; the CPU within a process,
+    so that several worker processes compute on it at once.
     """
     devices = devices_of(compute)
     if devices[0].type == "cpu":
         with _cpu_turn:
+            stop.before_segment()
             yield devices[0]
         return
     locks = {device: _gpu_lock(device) for device in devices}
     while True:
-        for device, lock in locks.items():
+        stop.before_segment()
+        for device, lock in sorted(locks.items(), key=lambda item: item[0] not in _loaded):
             try:
                 turn = lock.acquire(blocking=False)
             except Timeout:
@@ -87,7 +107,8 @@ def turn_on_a_device(compute: ComputeParams) -> Iterator[torch.device]:
 def _gpu_lock(device: torch.device) -> FileLock:
     uuid = torch.cuda.get_device_properties(device).uuid
     # Not a singleton: threads of one process exclude each other too.
-    return FileLock(Path(tempfile.gettempdir()) / f"flashvsr-gpu-{uuid}.lock", thread_local=False)
+    # Open to all: another user's process takes the same lock.
+    return FileLock(Path(tempfile.gettempdir()) / f"flashvsr-gpu-{uuid}.lock", mode=0o666, thread_local=False)
 
 
 def device_name(device: torch.device) -> str:

@@ -47,6 +47,11 @@ def unpack_images(job: Job, plan: JobPlan, folder: Path, depth: Depth) -> tuple[
     return tuple(files)
 
 
+def whole_of(files: tuple[Path, ...]) -> Path:
+    """What names all of `files`: the only one, or the pattern of the images that `unpack_images` wrote."""
+    return files[0] if len(files) == 1 else files[0].with_name(f"*{files[0].suffix}")
+
+
 def publish_images(job: Job, plan: JobPlan, files: tuple[Path, ...], outputs: Outputs) -> OutputFile:
     """Publish images and, when all are there, the manifest; `files` are consumed."""
     images: list[dict[str, Any]] = []

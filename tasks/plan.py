@@ -98,6 +98,8 @@ class JobPlan:
     allow_truncated: bool
     notes: tuple[str, ...]
     versions: dict[str, str]
+    cpu_threads: int = 0
+    """Threads of PyTorch on the CPU (0: as the worker has them): they decide how sums round, and so the last bit."""
     trim: Trim = Trim()
     fps: str | None = None
     first_number: int = 1  # of images that are made: that of the source's first image
@@ -109,6 +111,12 @@ class JobPlan:
     @property
     def segments(self) -> tuple[SegmentPlan, ...]:
         return plan_segments(self.info.frames, self.segment_frames)
+
+    @property
+    def parameters(self) -> tuple[tuple[str, str], ...]:
+        """Every parameter that shapes the output, and its value, for people."""
+        fields = asdict(self.params) | asdict(self.encode) | {"segment_frames": self.segment_frames}
+        return tuple((name, str(value)) for name, value in fields.items())
 
     def to_json(self) -> dict[str, Any]:
         found = _plans.dump_python(self, mode="json")
@@ -143,8 +151,8 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     if output == source:
         raise UserError(f"output {output} is the source itself; choose another OUTPUT")
     container = request.outputs.container
-    path = sources.require(source, cache_dir)
-    whole = describe_guarded(path, request.allow_truncated, parse_rate(request.fps), request.limits)
+    with sources.required(source, request.compute, cache_dir) as path:
+        whole = describe_guarded(path, request.allow_truncated, parse_rate(request.fps), request.limits)
     first, stop = frame_range(request.trim, whole)
     info = trimmed(whole, first, stop)
     request.outputs.check_frames(info.frames)
@@ -186,6 +194,7 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
         allow_truncated=request.allow_truncated,
         notes=_notes(info, encode, params, request.fps),
         versions=_versions(),
+        cpu_threads=torch.get_num_threads() if device.type == "cpu" else 0,
         trim=request.trim,
         fps=request.fps,
         first_number=sources.first_number(source) + first,

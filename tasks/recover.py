@@ -3,11 +3,13 @@
 import logging
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import FlashvsrError, UserError
 from flashvsr_core.segments import SegmentPlan
 from tasks.catalogue import finished_segments
@@ -18,8 +20,9 @@ from tasks.media.probe import VideoInfo
 from tasks.media.timestamps import Timestamps
 from tasks.outputs import container_of
 from tasks.plan import JobPlan, read_plan
-from tasks.report import OutputFile, announce_output, make_report
-from tasks.sources import fingerprint, local_source
+from tasks.replan import LOST, plan_without_plan
+from tasks.report import Look, OutputFile, announce_output, look_at, make_report
+from tasks.sources import fingerprint, localised
 from tasks.storage import urls
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
 from tasks.storage.lease import hold
@@ -65,13 +68,20 @@ class _Part:
 
 
 def recover(
-    job: Job, output: str, cache_dir: Path, partial: bool = False, force: bool = False, verify: Depth = "joins"
+    job: Job,
+    output: str,
+    cache_dir: Path,
+    partial: bool = False,
+    force: bool = False,
+    verify: Depth = "joins",
+    source: str | None = None,
 ) -> Recovery:
     """Merge what a job finished into `output`, verified and published whole; nothing is computed.
 
-    An incomplete job is a UserError unless `partial` allows its longest finished range. The segments stay.
+    An incomplete job is a UserError unless `partial` allows its longest finished range. The segments stay. Where
+    plan.json is gone, records and segments tell what to merge; `source` then names the video they were made of.
     """
-    plan = read_plan(job)
+    plan = _plan(job, source, partial, cache_dir)
     if plan.key != job.key:
         raise UserError(f"{job.plan_url} is the plan of job {plan.key}; give the directory back its name")
     output = urls.normalise(output)
@@ -92,16 +102,32 @@ def recover(
     with (
         hold(job.lease_url, owner=f"recover {plan.source}") as lease,
         tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name,
+        ExitStack() as used,
     ):
         chosen, files = _fetch(job, plan, partial, Path(name))
         whole = len(chosen) == len(plan.segments)
-        source, why = _source(plan, cache_dir) if whole else (None, "only a part of the video was recovered")
-        part = _Part(chosen, plan.info if source else _silent(plan.info, chosen), source)
+        path, why = _source(plan, cache_dir, used) if whole else (None, "only a part of the video was recovered")
+        part = _Part(chosen, plan.info if path else _silent(plan.info, chosen), path)
         merged, notes = _merge(plan, part, files, Path(name), why)
         _verify(merged, plan, part, verify)
+        look = look_at(merged, part.source, plan, 0.0) if part.source and LOST not in plan.notes else Look()
         lease.check()
-        published = _publish(job, merged, output, announce=source is not None)
-        return _report(job, plan, part, published, notes)
+        published = _publish(job, merged, output, announce=path is not None and LOST not in plan.notes)
+        return _report(job, plan, part, published, notes, look)
+
+
+def _plan(job: Job, source: str | None, partial: bool, cache_dir: Path) -> JobPlan:
+    if job.read_plan() is not None:
+        return read_plan(job)
+    with tempfile.TemporaryDirectory(prefix="flashvsr-plan-") as folder:
+        plan, certain = plan_without_plan(job, source, cache_dir, Path(folder))
+    log.warning("%s: %s", job.url, LOST)
+    if not certain and not partial:
+        raise UserError(
+            f"{job.plan_url} is gone, and segments do not tell whether the video went on after frame "
+            f"{plan.info.frames - 1}; name the video with --source, or take what is there with --partial"
+        )
+    return plan
 
 
 def missing_segments(plan: JobPlan, results: tuple[SegmentResult, ...]) -> tuple[SegmentPlan, ...]:
@@ -142,12 +168,14 @@ def _fetch(job: Job, plan: JobPlan, partial: bool, folder: Path) -> tuple[tuple[
             log.warning("%s", error)
 
 
-def _source(plan: JobPlan, cache_dir: Path) -> tuple[Path | None, str]:
-    """The source if it still is the one that was planned, else why not."""
+def _source(plan: JobPlan, cache_dir: Path, used: ExitStack) -> tuple[Path | None, str]:
+    """The source if it still is the one that was planned, else why not; it stays until `used` is closed."""
+    if not plan.fingerprint:
+        return None, "plan.json is gone and no --source was named"
     try:
         if fingerprint(plan.source, cache_dir) != plan.fingerprint:
             return None, f"{plan.source} is not the file any more that the job was planned for"
-        return local_source(plan.source, cache_dir), ""
+        return used.enter_context(localised(plan.source, ComputeParams(), cache_dir)), ""
     except FileNotFoundError:
         return None, f"{plan.source} is gone"
     except FlashvsrError as error:
@@ -202,14 +230,15 @@ def _publish(job: Job, merged: Path, output: str, announce: bool) -> OutputFile:
     return published
 
 
-def _report(job: Job, plan: JobPlan, part: _Part, output: OutputFile, notes: tuple[str, ...]) -> Recovery:
+def _report(job: Job, plan: JobPlan, part: _Part, output: OutputFile, notes: tuple[str, ...], look: Look) -> Recovery:
     """Write the report: that of a finished run if nothing is missing, else one of what was recovered."""
     results = finished_segments(job, plan)
     segments = part.segments
     start, stop = segments[0].start, segments[-1].stop
     outside = tuple((r.start, r.stop) for r in results if not start <= r.start < stop)
     stem = urls.name(output.url).rpartition(".")[0]
-    complete = part.source is not None
+    # A report says how its output was made; without a plan nobody knows.
+    complete = part.source is not None and LOST not in plan.notes
     recovery = Recovery(
         version=RECOVERY,
         key=job.key,
@@ -223,14 +252,14 @@ def _report(job: Job, plan: JobPlan, part: _Part, output: OutputFile, notes: tup
         segments=tuple(segment.index for segment in segments),
         gaps=_joined((s.start, s.stop) for s in missing_segments(plan, results)),
         left_out=_joined(outside),
-        video_only=not complete,
+        video_only=part.source is None,
         notes=plan.notes + notes,
         report=urls.join(urls.parent(output.url), f"{stem}.{'report' if complete else 'recovery'}.json"),
     )
     if complete:
         seconds = sum(result.seconds for result in results)
         notes = (*recovery.notes, "merged by 'flashvsr jobs recover'; seconds are those of the segments")
-        make_report.fn(job, plan, output, results, frozenset(), seconds, notes)
+        make_report.fn(job, plan, output, results, frozenset(), seconds, notes, look)
     else:
         urls.write_json(recovery.report, recovery.to_json())
     return recovery

@@ -1,6 +1,15 @@
-"""The report of a run: what was made, from what, how fast, what was reused, every fallback and note."""
+"""The report of a run: what was made, from what, how fast, what was reused, every fallback and note.
 
-from dataclasses import dataclass
+Its form is described in docs/report.md and, for machines, in tasks/schemas/report-2.json.
+"""
+
+import logging
+import platform
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +17,23 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
 
+from flashvsr_core.errors import FlashvsrError
+from tasks import html, quality
+from tasks.media.ffmpeg import ffmpeg_version, find_ffmpeg
+from tasks.pictures import Comparison, comparison
 from tasks.plan import JobPlan
+from tasks.quality import Quality
+from tasks.reference import compare
+from tasks.scorers import present, score
 from tasks.storage import urls
 from tasks.storage.jobs import Job, SegmentResult
 
-REPORT = 1  # version of report.json
+log = logging.getLogger(__name__)
+
+REPORT = 2  # version of report.json; 1 had no fields with defaults
+READABLE = (1, 2)
+LOOK_SHARE = 0.01  # of the run's time that looking at the result may take
+LEAST_LOOK = 3.0  # seconds it may take however short the run was
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,12 @@ class RunReport:
     results: tuple[SegmentResult, ...]
     fallbacks: tuple[str, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    created: str = ""  # ISO 8601, UTC
+    command: str = ""  # makes the same output again
+    versions: dict[str, str] = field(default_factory=dict)
+    computed: tuple[int, ...] = ()  # segments made in this run
+    quality: Quality | None = None
 
     def to_json(self) -> dict[str, Any]:
         found = _reports.dump_python(self, mode="json")
@@ -60,6 +87,14 @@ class RunReport:
 
 
 _reports: TypeAdapter[RunReport] = TypeAdapter(RunReport)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of report.json, as it stands in tasks/schemas."""
+    found = _reports.json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"flashvsr-report-{REPORT}", **found}
+
+
 _outputs: TypeAdapter[OutputFile] = TypeAdapter(OutputFile)
 
 
@@ -67,6 +102,41 @@ def report_beside(output_url: str) -> str:
     """Where the report of an output stands: `clip_4x.mp4` has `clip_4x.report.json`."""
     stem = urls.name(output_url).rpartition(".")[0].removesuffix(".manifest")
     return urls.join(urls.parent(output_url), urls.fitting(stem, ".report.json"))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a result: numbers, and pictures for the page."""
+
+    quality: Quality | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def page_beside(output_url: str) -> str:
+    """Where the page for people stands: `clip_4x.mp4` has `clip_4x.report.html`."""
+    return f"{report_beside(output_url).removesuffix('.json')}.html"
+
+
+def look_at(result: Path, source: Path, plan: JobPlan, seconds: float, reference: Path | None = None) -> Look:
+    """Measure and picture a finished file. `seconds`: how long the run took so far; looking takes a hundredth of it.
+
+    What cannot be measured becomes a note: a good result is not lost for want of numbers.
+    """
+    joins = [segment.start for segment in plan.segments[1:]]
+    allowed = max(LEAST_LOOK, LOOK_SHARE * seconds)
+    try:
+        found, sights = quality.measure(result, source, plan.info, joins, allowed)
+        scores, notes = quality.or_note("no-reference scores", lambda: score([s.result for s in sights], present()))
+        against: dict[str, float] = {}
+        if reference is not None:
+            against, more = quality.or_note("the reference", lambda: compare(result, reference))
+            notes += more
+        found = replace(found, scores=scores, reference=against, reference_file=str(reference or ""), notes=notes)
+        return Look(found, tuple(comparison(sight) for sight in sights))
+    except (FlashvsrError, OSError, ValueError, MemoryError) as error:
+        log.warning("the result's quality was not measured: %s", error)
+        return Look(notes=(f"the result's quality was not measured: {error}",))
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -78,8 +148,10 @@ def make_report(
     computed: frozenset[int],
     seconds: float,
     notes: tuple[str, ...],
+    look: Look = Look(),
+    warnings: tuple[str, ...] = (),
 ) -> RunReport:
-    """Write the report beside the output and into the job's directory."""
+    """Write the report beside the output and into the job's directory, and its page beside the output."""
     fresh = [result for result in results if result.segment in computed]
     geometry = plan.geometry
     report = RunReport(
@@ -105,11 +177,55 @@ def make_report(
         plan=plan.to_json(),
         results=results,
         fallbacks=tuple(sorted({f for result in results for f in result.fallbacks})),
-        notes=notes,
+        notes=notes + look.notes,
+        warnings=warnings,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command_of(plan, output.pattern or output.url),
+        versions=versions_here() | plan.versions,
+        computed=tuple(sorted(computed)),
+        quality=look.quality,
     )
-    for url in (job.report_url, report_beside(output.url)):
-        urls.write_json(url, report.to_json())
+    write_report(report, look.comparisons, (job.report_url, report_beside(output.url)))
     return report
+
+
+def write_report(report: RunReport, comparisons: Sequence[Comparison], places: Sequence[str]) -> None:
+    """The page first: where there is a report, its page is there too."""
+    urls.write_bytes(page_beside(report.output.url), html.page(report.to_json(), comparisons).encode())
+    for url in places:
+        urls.write_json(url, report.to_json())
+
+
+def versions_here() -> dict[str, str]:
+    """What made the report and merged the file."""
+    return {
+        "flashvsr": version("flashvsr"),
+        "ffmpeg": ffmpeg_version(find_ffmpeg()),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def command_of(plan: JobPlan, output_url: str) -> str:
+    """The command line that makes the same output again."""
+    words = ["flashvsr", "run", plan.source, output_url]
+    for params in (plan.params, plan.encode):
+        for name in (one.name for one in fields(params)):
+            value = getattr(params, name)
+            option = f"--{name.replace('_', '-')}"
+            if name == "container" or value is None or value is False:  # the container is told by the output's name
+                continue
+            words += [option] if value is True else [f"{option}={v}" for v in _each(value)]
+    words.append(f"--segment-frames={plan.segment_frames}")
+    words += [f"--{name}={value}" for name, value in asdict(plan.trim).items() if value is not None]
+    words += [f"--fps={plan.fps}"] if plan.fps is not None else []
+    words += ["--allow-truncated"] if plan.allow_truncated else []
+    words += ["--devices=cpu"] if plan.device_type == "cpu" else []
+    return shlex.join(words)
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def read_report(job: Job) -> RunReport | None:
@@ -118,7 +234,7 @@ def read_report(job: Job) -> RunReport | None:
         found = urls.read_json(job.report_url)
     except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(found, dict) or found.get("version") != REPORT:
+    if not isinstance(found, dict) or found.get("version") not in READABLE:
         return None
     return _reports.validate_python(found)
 

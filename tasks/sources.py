@@ -1,20 +1,28 @@
 """Sources as a job sees them, a file or a sequence of images: where they are on this machine, what identifies them."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import BadInput, UserError
 from tasks.media.probe import VideoInfo
 from tasks.media.scenes import LARGEST, parse_scenes
 from tasks.media.sequence import find_images, is_sequence
 from tasks.storage import fingerprint as fingerprints
 from tasks.storage import urls
+from tasks.storage.cache import SourceCache
 
 
-def local_source(source: str, cache_dir: Path) -> Path:
-    """A path with the source's content: a file, or what names a sequence (a folder or pattern). FileNotFoundError."""
+@contextmanager
+def localised(source: str, compute: ComputeParams, cache_dir: Path) -> Iterator[Path]:
+    """A path with the source's content, which stays for the duration of a `with` block: a file, or what names a
+    sequence (a folder or pattern). FileNotFoundError where nothing is there."""
     if is_images(source):
-        return urls.local_path(source)
-    return urls.localise(source, cache_dir / "sources")
+        yield urls.local_path(source)
+        return
+    with SourceCache(cache_dir / "sources", compute.source_cache_gb).localised(source) as path:
+        yield path
 
 
 def fingerprint(source: str, cache_dir: Path) -> str:
@@ -35,24 +43,34 @@ def first_number(source: str) -> int:
     return find_images(urls.local_path(source)).first if is_images(source) else 1
 
 
-def require(source: str, cache_dir: Path) -> Path:
-    """`local_source` of a user's wish: BadInput where nothing is there."""
-    try:
-        return local_source(source, cache_dir)
-    except FileNotFoundError as error:
-        raise BadInput(f"{source} does not exist; check the name") from error
+@contextmanager
+def required(source: str, compute: ComputeParams, cache_dir: Path) -> Iterator[Path]:
+    """`localised` for a user's wish: BadInput where nothing is there."""
+    with ExitStack() as used:
+        try:
+            path = used.enter_context(localised(source, compute, cache_dir))
+        except FileNotFoundError as error:
+            raise BadInput(f"{source} does not exist; check the name") from error
+        yield path
 
 
-def unchanged(source: str, expected: str, cache_dir: Path) -> Path:
-    """`local_source` of a planned job; UserError where it has gone or is not what was planned for."""
+@contextmanager
+def unchanged(source: str, expected: str, compute: ComputeParams, cache_dir: Path) -> Iterator[Path]:
+    """`localised` for a planned job; UserError as `check_unchanged` says."""
+    check_unchanged(source, expected, cache_dir)  # before other content is fetched
+    with localised(source, compute, cache_dir) as path:
+        check_unchanged(source, expected, cache_dir)
+        yield path
+
+
+def check_unchanged(source: str, expected: str, cache_dir: Path) -> None:
+    """UserError if a source is gone or has other content (on S3: another version or etag) than the `expected` one."""
     try:
-        path = local_source(source, cache_dir)
         found = fingerprint(source, cache_dir)
     except (FileNotFoundError, BadInput) as error:
         raise UserError(f"{source} has disappeared while it was processed; put it back and run again") from error
     if found != expected:
         raise UserError(f"{source} changed while it was processed; run again to start on the new content")
-    return path
 
 
 def read_scenes(url: str, whole: VideoInfo) -> tuple[int, ...]:

@@ -11,6 +11,9 @@ from tasks.gpu import device_name, devices_of, loaded_upscaler
 from tasks.plan import JobPlan
 from tasks.storage import urls
 
+_TAIL = "tail"
+_FIXED_TAIL = 2.0  # seconds: what starting the ends of a run takes however short it is
+_TAIL_SPEED = 400.0  # megapixels per second, where this machine has finished nothing yet
 _SMALL = 64  # sides of the input picture that is measured on, pixels
 
 
@@ -27,6 +30,20 @@ def estimate_seconds(plan: JobPlan, compute: ComputeParams, cache_dir: Path) -> 
 def remember_speed(plan: JobPlan, compute: ComputeParams, frames: int, seconds: float, cache_dir: Path) -> None:
     """Note the speed of a finished segment: padded megapixels of output per second."""
     speeds = _read(cache_dir) | {_key(plan, compute): padded_megapixels(plan) * frames / seconds}
+    urls.write_json(_place(cache_dir), speeds)
+
+
+def expected_tail(plan: JobPlan, cache_dir: Path) -> float:
+    """Seconds expected from the last segment to the end of the run: merging, verifying, publishing, the report."""
+    work = padded_megapixels(plan) * plan.info.frames
+    remembered = _read(cache_dir).get(_TAIL)
+    return _FIXED_TAIL + work / float(remembered) if remembered else _FIXED_TAIL + work / _TAIL_SPEED
+
+
+def remember_tail(plan: JobPlan, seconds: float, cache_dir: Path) -> None:
+    """Note how long that took: padded megapixels of output per second beyond the fixed part."""
+    variable = max(seconds - _FIXED_TAIL, 0.05)
+    speeds = _read(cache_dir) | {_TAIL: padded_megapixels(plan) * plan.info.frames / variable}
     urls.write_json(_place(cache_dir), speeds)
 
 

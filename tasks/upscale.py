@@ -4,10 +4,12 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from prefect import task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
@@ -19,15 +21,19 @@ from flashvsr_core.layout import Planes
 from flashvsr_core.pixels import rgb_packer, yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
+from tasks import stop
+from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
-from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, turn_on_a_device
+from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
 from tasks.media.decode import read_frames
 from tasks.media.encode import check_segment, encode_segment, layout_of
 from tasks.media.images import depth_of, encode_images, is_images
 from tasks.plan import JobPlan, read_plan
-from tasks.sources import unchanged
+from tasks.sources import check_unchanged, unchanged
 from tasks.speed import remember_speed
+from tasks.storage import urls
 from tasks.storage.jobs import Job, SegmentResult
+from tasks.workers import Released, WorkerDied, workers
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +50,8 @@ class SegmentKey(CachePolicy):
 def is_transient(_task: Any, _run: Any, state: Any) -> bool:
     """Whether a failed task may be tried again: only faults that may pass, never bad input or our own mistakes."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, TransientError | ConnectionError | TimeoutError)
+    # Whoever called for the segment decides about another worker: it knows how often that was done before.
+    return isinstance(error, TransientError | ConnectionError | TimeoutError) and not isinstance(error, WorkerDied)
 
 
 @task(
@@ -63,18 +70,44 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
     plan = read_plan(job)
     if (held := job.result(segment.index)) is not None:
         return held
-    source = unchanged(plan.source, plan.fingerprint, cache_dir)
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as folder:
-        result = _make(job, plan, segment, compute, source, Path(folder))
+    with (
+        unchanged(plan.source, plan.fingerprint, compute, cache_dir) as source,
+        tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as folder,
+    ):
+        what = (job, plan, segment, compute, source, Path(folder))
+        result = _in_a_worker(*what) if compute.runner == "processes" else _make(*what, released=lambda: None)
+    try:
+        check_unchanged(plan.source, plan.fingerprint, cache_dir)
+    except UserError:
+        urls.remove(job.record_url(segment.index), missing_ok=True)  # a local source may have changed under the reader
+        raise
     remember_speed(plan, compute, result.frames, result.seconds, cache_dir)
     return result
 
 
-def _make(
+def _in_a_worker(
     job: Job, plan: JobPlan, segment: SegmentPlan, compute: ComputeParams, source: Path, folder: Path
 ) -> SegmentResult:
+    """`_make` in a process whose only GPU is the one it was given."""
+    own = replace(compute, runner="threads", workers="auto", devices="cpu" if plan.device_type == "cpu" else "auto")
+    made: SegmentResult = workers(pins(compute)).call(
+        _make, job, plan, segment, own, source, folder, weight=segment.frames
+    )
+    return made
+
+
+def _make(
+    job: Job,
+    plan: JobPlan,
+    segment: SegmentPlan,
+    compute: ComputeParams,
+    source: Path,
+    folder: Path,
+    released: Released,
+) -> SegmentResult:
+    """Compute, check and store; `released` is called as soon as the device is free for another segment."""
     found = devices_of(compute)[0].type
     if found != plan.device_type:
         raise UserError(
@@ -83,15 +116,22 @@ def _make(
         )
     file = folder / f"{segment.index:05d}.{job.extension}"
     geometry = plan.geometry
-    with turn_on_a_device(compute) as device:
+    with (
+        turn_on_a_device(compute) as device,
+        beating(job, segment.index, segment.frames, device_name(device), this_worker(str(device))) as heart,
+    ):
         begun = time.monotonic()
-        tell(SegmentStarted(segment.index, segment.frames))
+        if plan.cpu_threads:
+            torch.set_num_threads(plan.cpu_threads)  # Dask and Ray give their workers one
+        beat = heart.beat
+        tell(SegmentStarted(segment.index, segment.frames, beat.device, beat.worker, beat.attempt))
         memory = PeakMemory(device)
         upscaler = loaded_upscaler(plan.params, plan.digests, compute, device)
-        chunks = _chunks(plan, segment, upscaler, source, memory)
+        chunks = _chunks(plan, segment, upscaler, source, memory, heart)
         write: Any = encode_images if is_images(plan.encode.container) else encode_segment
         encoded = write(chunks, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
         seconds = time.monotonic() - begun
+    released()
     if encoded.frames != segment.frames:
         raise FlashvsrError(
             f"segment {segment.index} came out with {encoded.frames} frames instead of {segment.frames}; "
@@ -107,16 +147,20 @@ def _make(
         seconds=seconds,
         peak_memory_bytes=memory.bytes,
         device=device_name(device),
+        attempts=beat.attempt,
+        worker=beat.worker,
+        started=beat.started,
     )
+    forget_beat(job, segment.index)
     tell(
-        SegmentComputed(segment.index, segment.frames, seconds),
+        SegmentComputed(segment.index, segment.frames, seconds, memory.bytes, result.device, result.fallbacks),
         f"segment {segment.index} [{segment.start}, {segment.stop}) computed in {seconds:.1f} s",
     )
     return result
 
 
 def _chunks(
-    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, memory: PeakMemory
+    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, memory: PeakMemory, heart: Heart
 ) -> Iterator[np.ndarray | Planes]:
     """The segment's planes (RGB for images), straight from source frames through the model."""
     preroll = plan.params.preroll
@@ -126,6 +170,9 @@ def _chunks(
     images = is_images(plan.encode.container)
     pack = rgb_packer(depth_of(plan.encode)) if images else yuv_packer(layout_of(plan.encode, plan.info))
     for planes in upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack):
+        stop.within_segment()
         memory.look()
-        tell(FramesDone(segment.index, len(planes[0] if isinstance(planes, tuple) else planes)))
+        count = len(planes[0] if isinstance(planes, tuple) else planes)
+        heart.count(count, memory.bytes)
+        tell(FramesDone(segment.index, count, memory.bytes))
         yield planes

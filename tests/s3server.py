@@ -35,33 +35,52 @@ class S3Server:
         }
 
 
+class Weed:
+    """A SeaweedFS with a folder and ports of its own, which can be killed and started again."""
+
+    def __init__(self, home: Path, webhook: str = "") -> None:
+        """`webhook`: what notification.toml says about one, if anything."""
+        self.home, self.log = home, home / "weed.log"
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        keys = [{"accessKey": "testkey", "secretKey": "testsecret"}]
+        config = home / "s3.json"
+        config.write_text(json.dumps({"identities": [{"name": "test", "credentials": keys, "actions": actions}]}))
+        if webhook:
+            (home / "notification.toml").write_text(webhook)
+        with ExitStack() as stack:
+            ports = free_ports(stack, 2 * len(PORTS))
+        command = [str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "mini", f"-dir={home}"]
+        command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false"]
+        command += ["-admin.ui=false", "-master.telemetry=false", f"-s3.config={config}"]
+        for i, name in enumerate(PORTS):
+            command += [f"-{name}={ports[2 * i]}", f"-{name}.grpc={ports[2 * i + 1]}"]
+        self._command = command
+        self.server = S3Server(f"http://127.0.0.1:{ports[2 * PORTS.index('s3.port')]}")
+
+    def start(self) -> None:
+        """Start it, and wait until it takes objects; s3:// of this process then leads there."""
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command, cwd=self.home, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        fsspec.config.conf["s3"] = self.server.options
+        _wait_until_writable(self._process, self.log)
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)  # a polite end takes seconds
+        self._process.wait()
+
+
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A SeaweedFS on loopback with one bucket; s3:// of this process leads there."""
-    home = tmp_path_factory.mktemp("seaweed")
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    keys = [{"accessKey": "testkey", "secretKey": "testsecret"}]
-    config = home / "s3.json"
-    config.write_text(json.dumps({"identities": [{"name": "test", "credentials": keys, "actions": actions}]}))
-    with ExitStack() as stack:
-        ports = free_ports(stack, 2 * len(PORTS))
-    command = [str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "mini", f"-dir={home}"]
-    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false"]
-    command += ["-admin.ui=false", "-master.telemetry=false", f"-s3.config={config}"]
-    for i, name in enumerate(PORTS):
-        command += [f"-{name}={ports[2 * i]}", f"-{name}.grpc={ports[2 * i + 1]}"]
-    server = S3Server(f"http://127.0.0.1:{ports[2 * PORTS.index('s3.port')]}")
-    log = home / "weed.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=home, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    fsspec.config.conf["s3"] = server.options
+    weed = Weed(tmp_path_factory.mktemp("seaweed"))
     try:
-        _wait_until_writable(process, log)
-        yield server
+        weed.start()
+        yield weed.server
     finally:
         del fsspec.config.conf["s3"]
-        process.send_signal(signal.SIGKILL)  # its data is thrown away, and a polite end takes seconds
-        process.wait()
+        weed.kill()
 
 
 def _wait_until_writable(process: subprocess.Popen[bytes], log: Path) -> None:
@@ -69,7 +88,8 @@ def _wait_until_writable(process: subprocess.Popen[bytes], log: Path) -> None:
     store = fsspec.filesystem("s3", use_listings_cache=False)
     while True:
         try:
-            store.mkdir(BUCKET)
+            if not store.exists(BUCKET):
+                store.mkdir(BUCKET)
             store.pipe_file(f"{BUCKET}/ready", b"1")
             return
         except FileExistsError:

@@ -14,6 +14,7 @@ LAYERS = {
     "flashvsr_core": ({"flashvsr_core"}, {"prefect", "av", "ffmpeg", "fsspec", "s3fs", "huggingface_hub", "requests"}),
     "tasks/media": ({"flashvsr_core", "tasks.media"}, {"prefect", "fsspec", "s3fs"}),
     "tasks/storage": ({"flashvsr_core", "tasks.storage"}, {"prefect", "av", "ffmpeg", "torch"}),
+    "tasks/listen": ({"flashvsr_core", "tasks.listen", "tasks.storage"}, {"prefect", "av", "ffmpeg", "torch"}),
     "tasks": ({"flashvsr_core", "tasks"}, {"cyclopts"}),
     "flows": ({"flashvsr_core", "tasks", "flows"}, set()),
 }

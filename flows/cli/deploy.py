@@ -16,6 +16,7 @@ OutboxUrl = Annotated[
     str | None, Parameter(env_var="FLASHVSR_OUTBOX", help="Where outputs of the inbox go, under the same names.")
 ]
 Cron = Annotated[str | None, Parameter(help="When to sweep, in UTC; default every 5 minutes.")]
+DeadAfter = Annotated[int | None, Parameter(help="Seconds of silence after which a run is crashed; default 600.")]
 
 
 def deploy(
@@ -24,12 +25,15 @@ def deploy(
     outbox: OutboxUrl = None,
     cron: Cron = None,
     pool: Annotated[str | None, Parameter(help="Work pool; default flashvsr. Made if it is not there.")] = None,
+    dead_after: Annotated[
+        int | None, Parameter(help="Seconds of silence that mark a run crashed; default 600.")
+    ] = None,
 ) -> None:
-    """Set up work pool and deployments on the server of PREFECT_API_URL. Giving it again brings them up to date."""
+    """Set up work pool, deployments and automation on the server of PREFECT_API_URL, or bring them up to date."""
     named = _inbox(inbox, outbox, cron)
     from flows import deploy as deployment  # Prefect is slow to import
 
-    for name in deployment.deploy(named, pool):
+    for name in deployment.deploy(named, pool, deployment.DEAD_AFTER if dead_after is None else dead_after):
         print(name)
 
 

@@ -1,11 +1,17 @@
-"""Ctrl-C that always ends a run."""
+"""Ctrl-C that always ends a run: once finishes the segments that run, twice gives them up, thrice asks nobody."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from tasks import stop
+from tasks.events import RunEnded
+
+INTERRUPTED = 130  # exit status
 
 
 class _Reminder(logging.Handler):
@@ -17,14 +23,22 @@ class _Reminder(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
-        self.interrupted = False
+        self.interrupts = 0
 
     def interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        self.interrupted = True
-        raise KeyboardInterrupt
+        self.interrupts += 1
+        if self.interrupts == 1:
+            stop.ask("soon")
+            raise KeyboardInterrupt
+        if self.interrupts == 2:
+            # The first one is on its way through Prefect, which waits for what runs; that ends now.
+            stop.ask("now")
+        else:
+            os._exit(INTERRUPTED)  # workers and server end with us, the next run sweeps what is left
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.interrupted and threading.current_thread() is threading.main_thread():
+        ended = isinstance(getattr(record, "event", None), RunEnded)  # nothing is left to stop, and all shall hear it
+        if self.interrupts and not ended and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
 
 

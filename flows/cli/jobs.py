@@ -72,11 +72,12 @@ def resume(
     verify: Annotated[Literal["joins", "full"], Parameter(help="joins, or full: decode the whole result.")] = "joins",
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Go on with JOB as its plan says: same source, parameters and segments. Only what is missing is computed."""
     begun = time.monotonic()
     console = Console(stderr=True)
-    with pipeline(console, verbose) as upscale_video:
+    with pipeline(console, options.loudness(verbose, quiet)) as upscale_video:
         from tasks import catalogue  # imports Prefect, which must find the server
 
         compute = settings.with_environment(compute)
@@ -97,7 +98,7 @@ def resume(
             trim=request.trim,
             fps=request.fps,
         )
-    tell_report(report, console, time.monotonic() - begun, as_json)
+    tell_report(report, console, time.monotonic() - begun, as_json, quiet)
 
 
 @app.command
@@ -106,6 +107,9 @@ def recover(
     output: Annotated[str, Parameter(help="Result (.mp4, .mkv or .mov).")],
     /,
     *,
+    source: Annotated[
+        str | None, Parameter(name="--source", help="The video that was upscaled; only needed where plan.json is gone.")
+    ] = None,
     partial: Annotated[
         bool, Parameter(help="Of an incomplete job take the longest finished range, video only.")
     ] = False,
@@ -119,7 +123,7 @@ def recover(
     from tasks.recover import recover as merge_finished
 
     cache_dir = options.cache_dir(settings.with_environment(ComputeParams(work_dir=work_dir)))
-    found = merge_finished(catalogue.job_at(job), output, cache_dir, partial, force, verify)
+    found = merge_finished(catalogue.job_at(job), output, cache_dir, partial, force, verify, source)
     if as_json:
         print(json.dumps(found.to_json()))
         return
@@ -254,6 +258,7 @@ def _segment_rows(details: "JobDetails") -> list[dict[str, Any]]:
         ranges = {s.index: (s.start, s.stop) for s in details.plan.segments}
     # Segments are removed once the output is published; the report still tells of them.
     told = {result.segment: result for result in details.report.results} if details.report else {}
+    at_work = {beat.segment: beat for beat in details.beats}
     rows = []
     for index, (start, stop) in sorted(ranges.items()):
         result = done.get(index) or told.get(index)
@@ -262,11 +267,19 @@ def _segment_rows(details: "JobDetails") -> list[dict[str, Any]]:
                 "segment": index,
                 "start": start,
                 "stop": stop,
-                "state": "finished" if index in done else "removed" if result else "missing",
+                "state": "finished"
+                if index in done
+                else "removed"
+                if result
+                else "begun"
+                if index in at_work
+                else "missing",
                 "fps": result.frames / result.seconds if result and result.seconds else None,
                 "device": result.device if result else None,
                 "peak_memory_bytes": result.peak_memory_bytes if result else None,
                 "bytes": result.bytes if result else None,
+                "attempts": result.attempts if result else at_work[index].attempt if index in at_work else 0,
+                "done": result.frames if result else at_work[index].done if index in at_work else 0,
             }
         )
     return rows
@@ -300,13 +313,15 @@ def _print_details(details: "JobDetails") -> None:
         rows += [("fallback", text) for text in report.fallbacks]
     _print_rows(rows)
     table = Table(box=None)
-    for heading in ("segment", "frames", "state", "fps", "memory", "device"):
-        table.add_column(heading, justify="right" if heading in ("segment", "fps", "memory") else "left")
+    for heading in ("segment", "frames", "state", "done", "fps", "memory", "attempts", "device"):
+        table.add_column(heading, justify="left" if heading in ("frames", "state", "device") else "right")
     for row in _segment_rows(details):
         fps = "" if row["fps"] is None else f"{row['fps']:.2f}"
         memory = "" if row["peak_memory_bytes"] is None else bytes_text(row["peak_memory_bytes"])
         frames = f"[{row['start']}, {row['stop']})"
-        table.add_row(str(row["segment"]), escape(frames), row["state"], fps, memory, escape(row["device"] or ""))
+        attempts, finished = str(row["attempts"] or ""), f"{row['done']}/{row['stop'] - row['start']}"
+        device = escape(row["device"] or "")
+        table.add_row(str(row["segment"]), escape(frames), row["state"], finished, fps, memory, attempts, device)
     Console().print(table)
 
 

@@ -8,9 +8,9 @@ from importlib.metadata import version
 from cyclopts import App, CycloptsError, Parameter
 
 from flashvsr_core.errors import FlashvsrError
+from flows.cli.interrupt import INTERRUPTED
 
 USAGE = 2
-INTERRUPTED = 130
 
 app = App(
     name="flashvsr",
@@ -30,6 +30,8 @@ app.command("flows.cli.models:app", name="models", help="Published weights: list
 app.command("flows.cli.jobs:app", name="jobs", help="What a store holds: list, find, show, resume, recover, clean.")
 app.command("flows.cli.deploy:deploy", help="Set up deployments on a Prefect server.")
 app.command("flows.cli.deploy:serve", help="Offer the deployments from this machine, without a work pool.")
+app.command("flows.cli.listen:listen", help="Turn notices of created objects into Prefect events.")
+app.command("flows.cli.metrics:metrics", help="Serve the metrics of this machine's workers to Prometheus.")
 app.command("flows.cli.doctor:doctor", help="Check this machine.")
 
 

@@ -1,12 +1,13 @@
 """Options that commands share: mostly the fields of the parameter dataclasses, so that there is no second list."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import platformdirs
 from cyclopts import Parameter
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
+from flashvsr_core.errors import UserError
 from flows.settings import MODELS
 from tasks.media.encode import EncodeParams
 from tasks.media.limits import Limits
@@ -34,9 +35,19 @@ Fps = Annotated[str | None, Parameter(help="Frames per second of a sequence of i
 Bounds = Annotated[Limits, Parameter(name="*", group="Limits of the source")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print the result as JSON on the last line.")]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], help="Log every event.")]
+Reference = Annotated[
+    str | None, Parameter(help="The true video in the output's size: PSNR, SSIM and VMAF go into the report.")
+]
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], help="Show errors only.")]
 ModelsDir = Annotated[
     Path | None, Parameter(name="--dir", env_var=MODELS, help="Folder with weights; default: user cache.")
 ]
+
+
+def loudness(verbose: bool, quiet: bool) -> Literal["quiet", "normal", "verbose"]:
+    if verbose and quiet:
+        raise UserError("--verbose and --quiet contradict each other; give one of them")
+    return "verbose" if verbose else "quiet" if quiet else "normal"
 
 
 def cache_dir(compute: ComputeParams) -> Path:

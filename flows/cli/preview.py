@@ -32,11 +32,12 @@ def preview(
     force: Annotated[bool, Parameter(help="Replace comparisons that exist.")] = False,
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Upscale short excerpts of SOURCE and compare: comparison.mp4 and comparison.png in the folder OUTPUT."""
     console = Console(stderr=True)
     compute = settings.with_environment(compute)
-    with pipeline(console, verbose) as upscale_video:
+    with pipeline(console, options.loudness(verbose, quiet)) as upscale_video:
         # Imported late: these import Prefect, which must find its server.
         from flows.preview import make_preview
         from tasks.plan import Request

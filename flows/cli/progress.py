@@ -1,121 +1,185 @@
-"""What a person sees of a run: a live line on a terminal, plain lines elsewhere. Fed by the events of tasks/events."""
+"""What a person sees of a run: one live view on a terminal, plain lines elsewhere; drawn from tasks/progress."""
 
 import logging
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-from tasks.events import FramesDone, JobPlanned, SegmentComputed, SegmentReused, StageEntered
+from flows.logs import listening
+from tasks.progress import STAGES, RunProgress, SegmentProgress, Snapshot
 
-_OURS = ("flashvsr_core", "tasks", "flows")
+Loudness = Literal["quiet", "normal", "verbose"]
 
-
-class RunProgress(logging.Handler):
-    """Counts frames and segments; the average speed is that of frames computed in this run."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__(logging.DEBUG)
-        self.bar = progress.add_task("planning", total=None, detail="")
-        self.progress = progress
-        self.guard = threading.Lock()
-        self.frames = self.segments = 0
-        self.reused_frames = self.done_frames = 0
-        self.reused = self.done = 0
-        self.stage = "plan"
-        self.begun: float | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        event = getattr(record, "event", None)
-        if event is None:
-            return
-        with self.guard:
-            self._count(event)
-            self._show()
-
-    def _count(self, event: object) -> None:
-        if isinstance(event, JobPlanned):
-            self.frames, self.segments = event.frames, event.segments
-        elif isinstance(event, StageEntered):
-            self.stage = event.stage
-            if event.stage == "segments" and self.begun is None:
-                self.begun = time.monotonic()
-        elif isinstance(event, SegmentReused):
-            self.reused += 1
-            self.reused_frames += event.frames
-        elif isinstance(event, SegmentComputed):
-            self.done += 1
-        elif isinstance(event, FramesDone):
-            self.done_frames += event.frames
-
-    def _show(self) -> None:
-        elapsed = time.monotonic() - self.begun if self.begun else 0.0
-        frames_done = self.reused_frames + self.done_frames
-        detail = f"{frames_done}/{self.frames} frames  {self.done + self.reused}/{self.segments} segments"
-        if self.reused:
-            detail += f" ({self.reused} reused)"
-        if self.done_frames and elapsed:
-            fps = self.done_frames / elapsed
-            left = (self.frames - frames_done) / fps
-            detail += f"  {fps:.2f} fps  {_clock(max(0.0, left))} left"
-        self.progress.update(
-            self.bar,
-            description=self.stage,
-            total=self.frames or None,
-            completed=frames_done,
-            detail=detail if self.segments else "",
-        )
+LINE_SECONDS = 15.0  # between progress lines where there is no terminal
+DEVICES = 8  # rows of segments at work that are shown
 
 
 @contextmanager
-def shown(console: Console, verbose: bool) -> Iterator[None]:
-    """Show progress and log lines on `console` for the duration of a `with` block."""
-    progress = Progress(
-        TextColumn("{task.description:<8}"),
-        BarColumn(),
-        TextColumn("{task.fields[detail]}"),
+def shown(console: Console, loudness: Loudness = "normal") -> Iterator[None]:
+    """Show progress and log lines on `console` for the duration of a `with` block.
+
+    On a terminal the live view tells what happens, so only warnings appear as lines; `verbose` shows every event,
+    `quiet` nothing but errors.
+    """
+    progress = RunProgress()
+    alive = console.is_terminal and loudness != "quiet"
+    live = Live(
+        get_renderable=lambda: view(progress.snapshot(), console.options.ascii_only),
         console=console,
+        refresh_per_second=4,
         transient=True,
-        disable=not console.is_terminal,
     )
-    counter = RunProgress(progress)
-    lines = logging.StreamHandler(_ConsoleStream(progress))
-    lines.setLevel(logging.DEBUG if verbose else logging.INFO)
+    lines = logging.StreamHandler(_ConsoleStream(console))
+    lines.setLevel(_level(loudness, alive))
     lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
-    loggers = [logging.getLogger(name) for name in _OURS]
-    for logger in loggers:
-        logger.setLevel(logging.DEBUG)
-        logger.propagate = False
-        logger.addHandler(counter)
-        logger.addHandler(lines)
+    with (
+        listening(progress, lines, echo=False),
+        _beside(console, progress, alive, loudness),
+        live if alive else nullcontext(),
+    ):
+        yield
+
+
+def view(now: Snapshot, plain: bool = False) -> RenderableType:
+    """The live view of a run at one moment; `plain`: for terminals that know ASCII only."""
+    rows: list[RenderableType] = [_stages(now, plain)]
+    if now.frames:
+        rows += [_bar(now), _numbers(now)]
+        rows += [_segment(segment) for segment in now.running[:DEVICES]]
+        if len(now.running) > DEVICES:
+            rows.append(Text(f"  and {len(now.running) - DEVICES} more segments at work", style="dim"))
+    for name, texts in (("fallback", now.fallbacks), ("warning", now.warnings)):
+        if texts:
+            more = f" (and {len(texts) - 1} before)" if len(texts) > 1 else ""
+            rows.append(Text(f"  {name:<9} {texts[-1]}{more}", style="yellow", no_wrap=True, overflow="ellipsis"))
+    return Group(*rows)
+
+
+def line(now: Snapshot) -> str:
+    """The same in one line."""
+    text = f"{now.stage}: {now.frames_done}/{now.frames} frames ({now.share:.0%})"
+    text += f", {now.count('done', 'reused')}/{len(now.segments)} segments"
+    if now.frames_reused:
+        text += f" ({now.count('reused')} reused)"
+    if now.fps_average:
+        text += f", {now.fps_average:.2f} fps"
+    if now.left is not None:
+        text += f", {clock(now.left)} left"
+    return text
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _stages(now: Snapshot, plain: bool) -> Text:
+    done, here, ahead = ("+", ">", "-") if plain else ("✓", "▸", "·")
+    at = STAGES.index(now.stage)
+    text = Text("  ")
+    for number, stage in enumerate(STAGES):
+        mark, style = (done, "green") if number < at else (here, "bold") if number == at else (ahead, "dim")
+        text.append(f"{mark} {stage}  ", style)
+    return text.append(f"{clock(now.elapsed)}", "dim")
+
+
+def _bar(now: Snapshot) -> Table:
+    left = "time left not known yet" if now.left is None else f"{clock(now.left)} left"
+    table = Table.grid(padding=(0, 1))
+    table.add_row(
+        " ",
+        ProgressBar(total=now.frames, completed=now.frames_done, width=32),
+        f"{now.share:>4.0%}",
+        f"{now.frames_done}/{now.frames} frames",
+        Text(left, "bold"),
+    )
+    return table
+
+
+def _numbers(now: Snapshot) -> Text:
+    states = (
+        ("done", "done"),
+        ("reused", "reused"),
+        ("running", "running"),
+        ("waiting", "waiting"),
+        ("failed", "failed"),
+    )
+    counts = ", ".join(f"{number} {name}" for state, name in states if (number := now.count(state)))  # type: ignore[arg-type]
+    text = Text(f"  segments  {counts}", no_wrap=True, overflow="ellipsis")
+    if now.fps_average:
+        current = f"{now.fps_now:.2f} now, " if now.fps_now else ""
+        text.append(f"    fps {current}{now.fps_average:.2f} average")
+    if now.memory_bytes:
+        text.append(f"    memory {_gib(now.memory_bytes)}")
+    return text
+
+
+def _segment(segment: SegmentProgress) -> Table:
+    device = segment.worker.rpartition("/")[2] or segment.device
+    table = Table.grid(padding=(0, 1))
+    tries = f"  attempt {segment.attempts}" if segment.attempts > 1 else ""
+    speed = f"{segment.fps:.2f} fps" if segment.fps else "starting"
+    memory = _gib(segment.memory_bytes) if segment.memory_bytes else ""
+    table.add_row(
+        Text(f"  {device:<9}", "cyan"),
+        f"segment {segment.index}",
+        ProgressBar(total=segment.frames, completed=segment.done, width=16),
+        f"{segment.done}/{segment.frames}",
+        f"{speed}  {memory}{tries}",
+    )
+    return table
+
+
+def _gib(number: int) -> str:
+    return f"{number / 2**30:.2f} GiB"
+
+
+def _level(loudness: Loudness, alive: bool) -> int:
+    if loudness == "quiet":
+        return logging.ERROR
+    if loudness == "verbose":
+        return logging.DEBUG
+    return logging.WARNING if alive else logging.INFO
+
+
+@contextmanager
+def _beside(console: Console, progress: RunProgress, alive: bool, loudness: Loudness) -> Iterator[None]:
+    """Where nothing is drawn, a line now and then tells how far the run is."""
+    if alive or loudness == "quiet":
+        yield
+        return
+    over = threading.Event()
+
+    def keep_on() -> None:
+        while not over.wait(LINE_SECONDS):
+            if (now := progress.snapshot()).frames and not now.status:
+                console.print(line(now), markup=False, highlight=False, soft_wrap=True)
+
+    threading.Thread(target=keep_on, name="progress", daemon=True).start()
     try:
-        with progress:
-            yield
+        yield
     finally:
-        for logger in loggers:
-            logger.removeHandler(counter)
-            logger.removeHandler(lines)
+        over.set()
 
 
 class _ConsoleStream:
-    """Log lines go above the live progress line."""
+    """Log lines go above the live view."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, console: Console) -> None:
+        self.console = console
 
     def write(self, text: str) -> int:
         if text.strip():
-            self.progress.console.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+            self.console.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
         return len(text)
 
     def flush(self) -> None:
         """Nothing is buffered here."""
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -25,6 +25,7 @@ from tasks.sources import read_scenes
 from tasks.storage import urls
 
 if TYPE_CHECKING:
+    from flows.cli.progress import Loudness
     from tasks.report import RunReport
 
 
@@ -46,18 +47,23 @@ def run(
     fps: options.Fps = None,
     limits: options.Bounds = Limits(),
     verify: Annotated[Literal["joins", "full"], Parameter(help="joins, or full: decode the whole result.")] = "joins",
+    reference: options.Reference = None,
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Upscale SOURCE into OUTPUT. A run that was killed goes on where it stopped when the command is given again."""
     begun = time.monotonic()
     console = Console(stderr=True)
+    for place in (source, output, store):
+        if place is not None:
+            urls.normalise(place)  # a place that is refused, as for credentials in it, must not reach Prefect
     if urls.is_local(source):
         # The plan looks again; a wrong name should not have to wait for Prefect's server.
         info = describe_guarded(urls.local_path(source), allow_truncated, parse_rate(fps), limits)
         if params.scenes_file and urls.is_local(params.scenes_file):
             read_scenes(params.scenes_file, info)
-    with pipeline(console, verbose) as upscale_video:
+    with pipeline(console, options.loudness(verbose, quiet)) as upscale_video:
         report = upscale_video(
             source,
             output,
@@ -74,29 +80,33 @@ def run(
             trim=trim,
             fps=fps,
             limits=limits,
+            reference=reference,
         )
-    tell_report(report, console, time.monotonic() - begun, as_json)
+    tell_report(report, console, time.monotonic() - begun, as_json, quiet)
 
 
 @contextmanager
-def pipeline(console: Console, verbose: bool) -> "Iterator[Callable[..., RunReport]]":
+def pipeline(console: Console, loudness: "Loudness") -> "Iterator[Callable[..., RunReport]]":
     """The main flow, ready to be called: with a Prefect API, progress on `console`, and an ear for Ctrl-C."""
     with prefect_api():
         # Imported late: Prefect reads where its server is when it is imported.
         from flows.cli.progress import shown
         from flows.upscale_video import upscale_video
 
-        with shown(console, verbose), heeding_interrupts():
+        with shown(console, loudness), heeding_interrupts():
             yield upscale_video
 
 
-def tell_report(report: "RunReport", console: Console, elapsed: float, as_json: bool) -> None:
-    console.print(_summary(report, elapsed))
+def tell_report(report: "RunReport", console: Console, elapsed: float, as_json: bool, quiet: bool = False) -> None:
+    if not quiet:
+        console.print(_summary(report, elapsed))
     if as_json:
         print(json.dumps(report.to_json()))
 
 
 def _summary(report: "RunReport", elapsed: float) -> Table:
+    from tasks.report import page_beside
+
     table = Table(box=None, show_header=False, title=report.status, title_justify="left")
     rows = [
         ("input", f"{report.source}  {report.source_width}x{report.source_height}"),
@@ -105,9 +115,11 @@ def _summary(report: "RunReport", elapsed: float) -> Table:
         ("elapsed", f"{elapsed:.1f} s, of which the job {report.seconds:.1f} s, {report.fps:.2f} fps"),
         ("segments", f"{report.segments_computed} computed, {report.segments_reused} reused"),
         ("peak memory", f"{report.peak_memory_bytes / 2**30:.2f} GiB on {', '.join(report.devices)}"),
+        ("report", page_beside(report.output.url)),
         ("job", report.job),
     ]
     rows += [("fallback", text) for text in report.fallbacks] + [("note", text) for text in report.notes]
+    rows += [("warning", text) for text in report.warnings]
     for name, value in rows:
         table.add_row(name, escape(value))
     return table

@@ -26,6 +26,7 @@ SLUG = 40  # characters of a slug, at most
 KEY = 16  # characters of a key: 64 bits of a sha256
 AT_ONCE = 8  # requests at once to a remote store
 DIRECTORY_NAME = re.compile(rf"(?P<slug>[a-z0-9-]{{1,{SLUG}}})-(?P<key>[0-9a-f]{{{KEY}}})")
+LOG_NAME = "job.log"
 RECORD_NAME = re.compile(r"(\d{5,})\.json")
 
 Extension = Literal["mp4", "mkv", "mov"]
@@ -58,6 +59,9 @@ class SegmentResult:
     peak_memory_bytes: int
     device: str
     fallbacks: tuple[str, ...] = ()
+    attempts: int = 1  # times it was begun, by whatever process
+    worker: str = ""  # host, process and device that made it
+    started: float = 0.0  # seconds since 1970
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop or self.frames != self.stop - self.start:
@@ -124,6 +128,15 @@ class Job:
     def segments_url(self) -> str:
         return urls.join(self.url, "segments")
 
+    @property
+    def live_url(self) -> str:
+        """Where workers say which segment they are at (see tasks/beat)."""
+        return urls.join(self.url, "live")
+
+    @property
+    def log_url(self) -> str:
+        return urls.join(self.url, LOG_NAME)
+
     def segment_url(self, index: int) -> str:
         return urls.join(self.segments_url, f"{index:05d}.{self.extension}")
 
@@ -164,6 +177,9 @@ class Job:
         peak_memory_bytes: int,
         device: str,
         fallbacks: tuple[str, ...] = (),
+        attempts: int = 1,
+        worker: str = "",
+        started: float = 0.0,
     ) -> SegmentResult:
         """Store a finished segment, verified, and only then its record. Being killed in between costs a redo."""
         result = SegmentResult(
@@ -178,6 +194,9 @@ class Job:
             peak_memory_bytes=peak_memory_bytes,
             device=device,
             fallbacks=fallbacks,
+            attempts=attempts,
+            worker=worker,
+            started=started,
         )
         urls.remove(self.record_url(index), missing_ok=True)  # it speaks of data that is about to be replaced
         urls.publish(local_file, result.url, overwrite=True, sha256=result.sha256)
@@ -221,13 +240,16 @@ class Job:
         return path
 
     def remove_segments(self) -> None:
-        """Remove segments and records, and what killed runs left among them; plan and report stay."""
+        """Remove segments and records, and what killed runs left among them; plan, report and log stay."""
         # Records first: killed in between, what is left is data without a record.
         names = sorted(urls.list_names(self.segments_url), key=lambda name: RECORD_NAME.fullmatch(name) is None)
         for name in names:
             urls.remove(urls.join(self.segments_url, name), missing_ok=True)
-        if urls.is_local(self.segments_url):
-            local.remove_directory(str(urls.local_path(self.segments_url)))
+        for name in urls.list_names(self.live_url):
+            urls.remove(urls.join(self.live_url, name), missing_ok=True)
+        if urls.is_local(self.url):
+            for url in (self.segments_url, self.live_url):
+                local.remove_directory(str(urls.local_path(url)))
 
     def _damaged(self, index: int, reason: str) -> DamagedSegment:
         urls.remove(self.record_url(index), missing_ok=True)

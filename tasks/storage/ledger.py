@@ -6,9 +6,11 @@ Each is known by its URL and content (etag or time, and size), so a file that is
 import hashlib
 import json
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from tasks.storage import urls
+from tasks.storage.lease import Lease, hold
 from tasks.storage.listing import Entry
 
 DONE = ".done.json"
@@ -24,13 +26,20 @@ class Attempts:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The records in the folder `url`; one writer at a time, which the sweep's lease sees to."""
+    """The records in the folder `url`; those of one file have one writer at a time, which `claim` sees to."""
 
     url: str
 
     @property
     def lease_url(self) -> str:
         return urls.join(self.url, "lease", "lease.json")
+
+    def claim(self, entry: Entry, owner: str) -> AbstractContextManager[Lease]:
+        """Have one file to oneself: a sweep and an event may mean the same. AlreadyRunning if another run has it."""
+        return hold(urls.join(self.url, "claims", f"{key_of(entry)}.json"), owner)
+
+    def is_done(self, entry: Entry) -> bool:
+        return urls.exists(self._done_url(entry))
 
     def finished(self) -> frozenset[str]:
         """Keys of everything that is done, by one listing."""
@@ -57,12 +66,15 @@ class Ledger:
 
     def done(self, entry: Entry, output: str) -> None:
         record = {"source": entry.url, "version": entry.version, "size": entry.size, "output": output}
-        urls.write_json(urls.join(self.url, f"{key_of(entry)}{DONE}"), record | {"time": time.time()})
+        urls.write_json(self._done_url(entry), record | {"time": time.time()})
         urls.remove(self._attempts_url(entry), missing_ok=True)
 
     def _write(self, entry: Entry, attempts: int, error: str) -> None:
         record = {"source": entry.url, "version": entry.version, "size": entry.size}
         urls.write_json(self._attempts_url(entry), record | {"attempts": attempts, "error": error, "time": time.time()})
+
+    def _done_url(self, entry: Entry) -> str:
+        return urls.join(self.url, f"{key_of(entry)}{DONE}")
 
     def _attempts_url(self, entry: Entry) -> str:
         return urls.join(self.url, f"{key_of(entry)}.json")

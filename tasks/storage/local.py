@@ -202,7 +202,7 @@ def locked(path: str) -> Iterator[None]:
             raise UserError(
                 f"cannot lock {path}: {error.strerror}; this file system has no file locks, choose a store on another"
             ) from error
-        if _is_file(handle, path):
+        if is_file(handle, path):
             break
         os.close(handle)  # the one who held it removed the file meanwhile, so the lock guards nothing any more
     try:
@@ -212,7 +212,8 @@ def locked(path: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _is_file(handle: int, path: str) -> bool:
+def is_file(handle: int, path: str) -> bool:
+    """Whether an open file still is the one at `path`."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:

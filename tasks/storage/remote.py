@@ -20,6 +20,9 @@ from tasks.storage.faults import code_of
 log = logging.getLogger(__name__)
 
 S3 = ("s3", "s3a")
+# Passing faults are waited out for about half a minute: the server restarts, or asks to slow down. Botocore's own
+# default gives up after some seconds. `config_kwargs` in fsspec's configuration replaces this.
+RETRIES = {"retries": {"mode": "standard", "max_attempts": 8}}
 MEMORY = "memory"
 BLOCK = 8 << 20  # bytes asked for at once while an object is digested
 CONFLICT_TRIES = 5
@@ -31,12 +34,17 @@ _memory = threading.Lock()
 def filesystem(protocol: str) -> Any:
     try:
         # Listings must not be remembered: other machines write to the same places.
-        return fsspec.filesystem(protocol, use_listings_cache=False)
+        patience = {"config_kwargs": RETRIES} if protocol in S3 and not _chosen(protocol, "config_kwargs") else {}
+        return fsspec.filesystem(protocol, use_listings_cache=False, **patience)
     except ValueError as error:
         raise UserError(f"protocol {protocol!r} is not known; use a path, file:// or s3://") from error
     except ImportError as error:
         remedy = "pip install 'flashvsr[s3]'" if protocol in S3 else "install its fsspec package"
         raise UserError(f"{protocol}:// needs a package that is missing ({error}); {remedy}") from error
+
+
+def _chosen(protocol: str, option: str) -> bool:
+    return option in fsspec.config.conf.get(protocol, {})
 
 
 def _at(protocol: str, key: str) -> tuple[Any, str]:
@@ -137,6 +145,24 @@ def remove(protocol: str, key: str) -> bool:
     store, path = _at(protocol, key)
     store.rm_file(path)
     return True
+
+
+def abort_uploads(protocol: str, key: str, below: bool) -> int:
+    if protocol not in S3:
+        return 0
+    store = filesystem(protocol)
+    bucket, _, inside = key.partition("/")
+    prefix, aborted = f"{inside}/" if below else inside, 0
+    where: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+    while True:
+        found = store.call_s3("list_multipart_uploads", **where)
+        for upload in found.get("Uploads") or ():
+            if below or upload["Key"] == inside:
+                store.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                aborted += 1
+        if not found.get("IsTruncated"):
+            return aborted
+        where |= {"KeyMarker": found["NextKeyMarker"], "UploadIdMarker": found["NextUploadIdMarker"]}
 
 
 def version(protocol: str, key: str) -> str | None:

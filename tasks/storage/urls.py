@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ def split(url: str) -> tuple[str, str]:
     if match is None:
         return "", os.path.abspath(url)
     protocol, path = match[1].lower(), url[match.end() :]
+    if "@" in path.partition("/")[0] and protocol not in ("file", "local"):
+        raise UserError(
+            f"a {protocol}:// URL holds credentials ('@' before its first '/'), which would reach logs and reports; "
+            "leave them out and set them as the store's client expects them (for S3: AWS_PROFILE, or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
     if protocol in ("file", "local"):
         if not path.startswith("/"):
             raise UserError(f"{url!r} is not absolute; write file:///directory/name, or a plain path")
@@ -217,6 +224,16 @@ def remove(url: str, missing_ok: bool = False) -> None:
             raise FileNotFoundError(f"{url} does not exist")
 
 
+def abort_uploads(url: str, below: bool) -> int:
+    """Give up unfinished uploads to `url`, or to everything below it: what killed processes left on S3. How many.
+
+    Only for who may be sure that nobody else uploads there, as the holder of a job's lease.
+    """
+    protocol, path = split(url)
+    with explained("clean up", url):
+        return remote.abort_uploads(protocol, path, below)
+
+
 def list_files(url: str) -> dict[str, tuple[int, float]]:
     """Files directly in a directory or prefix, sorted: size and time of last change; empty if it is not there."""
     protocol, path = split(url)
@@ -265,10 +282,11 @@ def copy_to_local(url: str, path: Path) -> None:
             local.settle(temporary, target, overwrite=True)
 
 
-def localise(url: str, cache_dir: Path) -> Path:
+def localise(url: str, cache_dir: Path, before_fetch: Callable[[int], None] | None = None) -> Path:
     """A local path with the content of `url`: its own, or that of a copy fetched once per content into `cache_dir`.
 
-    Threads and processes that ask at once wait for one of them to fetch. Nothing in `cache_dir` is ever removed here.
+    Threads and processes that ask at once wait for one of them to fetch, which first calls `before_fetch(bytes)`.
+    Nothing in `cache_dir` is removed here, see `cache.SourceCache`.
     """
     protocol, key = split(url)
     if not protocol:
@@ -283,6 +301,8 @@ def localise(url: str, cache_dir: Path) -> Path:
         with local.locked(str(path.with_suffix(".lock"))):
             if not path.is_file():
                 local.sweep(str(path))
+                if before_fetch is not None:
+                    before_fetch(size(url))
                 with local.staged(str(path)) as temporary:
                     _download(url, temporary)
                     if remote.identity(protocol, key) != identity:

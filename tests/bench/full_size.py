@@ -2,8 +2,9 @@
 
 Make the clip here:  python -m tests.bench.full_size clip .carry/bbb.npz
 Measure there:       python3 -m tests.bench.full_size measure .carry/bbb.npz RESULT.json
-The random model is written as safetensors and loaded through the functions that the tasks call. Its values do not
-change what it costs.
+The random model is written as safetensors under the published names and loaded through the functions that the tasks
+call. Its values do not change what it costs. `tests.bench.segment_task` runs the task itself, decoder and encoder
+included.
 """
 
 import json
@@ -27,7 +28,7 @@ from flashvsr_core.models.dit import Dit
 from flashvsr_core.models.lq_proj import LqProj
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.models.wan_vae import WanVaeDecoder
-from flashvsr_core.registry import MODELS, FileSpec, Registry, Role
+from flashvsr_core.registry import MODELS, PUBLISHED, FileSpec, Registry, Role
 from flashvsr_core.stream import Network
 from flashvsr_core.upscaler import Upscaler
 from flashvsr_core.weights import load_weights
@@ -66,18 +67,24 @@ def write_model(folder: Path) -> Registry:
             "tcdecoder": (TcDecoder(spec.tcdecoder), torch.float32),
             "vae": (WanVaeDecoder(spec.vae), torch.float32),
         }
-    files = []
+    files: list[Role] = []
     for role, (module, dtype) in parts.items():
         tensors = {
             key: _random(key, tuple(v.shape), generator).to(dtype).cpu() for key, v in module.state_dict().items()
         }
-        save_file(tensors, folder / f"{role}.safetensors")
+        save_file(tensors, folder / file_name(role))
         files.append(role)
     prompt = torch.randn(1, spec.prompt_tokens, spec.dit.text_dim, generator=generator, device=CUDA).bfloat16().cpu()
-    save_file({"prompt": prompt}, folder / "prompt.safetensors")
-    paths = [folder / f"{role}.safetensors" for role in (*files, "prompt")]
-    known = (FileSpec(p.stem, p.name, BOTH, sha256_of(p), p.stat().st_size, "-") for p in paths)  # type: ignore[arg-type]
+    save_file({"prompt": prompt}, folder / file_name("prompt"))
+    roles: tuple[Role, ...] = (*files, "prompt")
+    paths = {role: folder / file_name(role) for role in roles}
+    known = (FileSpec(r, p.name, BOTH, sha256_of(p), p.stat().st_size, "-") for r, p in paths.items())
     return Registry(MODELS, tuple(known))
+
+
+def file_name(role: Role) -> str:
+    """The published name of a part, as safetensors."""
+    return Path(PUBLISHED.files_of("v1.1", role)[0].name).stem + ".safetensors"
 
 
 def _random(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

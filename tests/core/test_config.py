@@ -82,3 +82,15 @@ def test_noise_depends_on_seed_and_absolute_frame_only() -> None:
     large = latent_noise(0, 0, (16, 64, 64))
     assert abs(float(large.mean())) < 0.02
     assert abs(float(large.std()) - 1) < 0.02
+
+
+def test_runners() -> None:
+    ComputeParams(runner="dask", cluster="tcp://scheduler:8786", workers=4)
+    for change, message in (
+        ({"runner": "spark"}, "processes"),
+        ({"workers": 0}, "out of range"),
+        ({"cluster": "tcp://scheduler:8786"}, "--runner dask"),
+        ({"source_cache_gb": -1.0}, "out of range"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ComputeParams(**change)  # type: ignore[arg-type]

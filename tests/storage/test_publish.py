@@ -274,6 +274,25 @@ def test_s3_large_objects(seaweed, file, race) -> None:
 
 
 @pytest.mark.system
+def test_unfinished_uploads_are_given_up(seaweed) -> None:
+    store = remote.filesystem("s3")
+    keys = ["abandoned/job/segments/00001.mp4", "abandoned/job/plan.json", "abandoned/jobs/a", "abandoned/job"]
+    for key in keys * 2:
+        begun = store.call_s3("create_multipart_upload", Bucket="media", Key=key)
+        store.call_s3("upload_part", Bucket="media", Key=key, UploadId=begun["UploadId"], PartNumber=1, Body=b"1")
+
+    def left() -> list[str]:
+        return sorted(u["Key"] for u in store.call_s3("list_multipart_uploads", Bucket="media").get("Uploads") or ())
+
+    assert urls.abort_uploads("s3://media/abandoned/job", below=True) == 4
+    assert left() == ["abandoned/job", "abandoned/job", "abandoned/jobs/a", "abandoned/jobs/a"]
+    assert urls.abort_uploads("s3://media/abandoned/job", below=False) == 2
+    assert urls.abort_uploads("s3://media/abandoned", below=True) == 2
+    assert left() == []
+    assert urls.abort_uploads("memory://abandoned", below=True) == 0
+
+
+@pytest.mark.system
 def test_killed_while_uploading(seaweed, file) -> None:
     """Nothing is at the URL, what was there before stays, and publishing again works."""
     url = "s3://media/killed-upload/out.mp4"

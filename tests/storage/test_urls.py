@@ -48,6 +48,17 @@ def test_refused(url: str) -> None:
         urls.normalise(url)
 
 
+@pytest.mark.parametrize(
+    "url", ["s3://key:verysecret@bucket/a.mp4", "https://me:verysecret@host/a", "S3://verysecret@b"]
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    for act in (urls.normalise, urls.exists, urls.name, urls.is_local):
+        with pytest.raises(UserError, match="AWS_PROFILE") as caught:
+            act(url)
+        assert "verysecret" not in str(caught.value)
+    assert urls.normalise("s3://bucket/me@home.mp4") == "s3://bucket/me@home.mp4"
+
+
 @pytest.mark.parametrize("url", ["nosuch://a/b", "ftpx://a"])
 def test_unknown_protocol(url: str) -> None:
     with pytest.raises(UserError, match="not known"):

@@ -4,45 +4,25 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from tasks.media.probe import probe
 from tests.flows.clips import make_clip
+from tests.system.api import Api
 from tests.system.processes import ROOT, prefect_server, running, wait_for
 
 pytestmark = pytest.mark.system
 
-NAMES = ["upscale-video/upscale", "upscale-batch/upscale-batch", "inbox-sweep/inbox-sweep"]
+NAMES = [
+    "upscale-video/upscale",
+    "upscale-batch/upscale-batch",
+    "inbox-sweep/inbox-sweep",
+    "upscale-on-object/upscale-on-object",
+]
 FLASHVSR = [sys.executable, "-m", "flows.cli.main"]
 PIXELS = {"model": "nano", "scale": 2}
-
-
-class Api:
-    """The server's REST interface, as its UI uses it."""
-
-    def __init__(self, env: dict[str, str]) -> None:
-        self.client = httpx.Client(base_url=env["PREFECT_API_URL"], timeout=30)
-
-    def deployment(self, name: str) -> dict[str, Any]:
-        return dict(self.client.get(f"/deployments/name/{name}").raise_for_status().json())
-
-    def start(self, name: str, parameters: dict[str, Any]) -> httpx.Response:
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        return self.client.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", json=body)
-
-    def finish(self, run: str, log: Path, seconds: float = 180) -> dict[str, Any]:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            found = self.client.get(f"/flow_runs/{run}").raise_for_status().json()
-            if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-                return dict(found)
-            time.sleep(0.5)
-        raise AssertionError(log.read_text(errors="replace")[-3000:])
 
 
 def flashvsr(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +41,7 @@ def test_deploy_then_by_hand_and_by_sweep(tmp_path: Path) -> None:
     (inbox / "deep" / "a.mp4").write_bytes(make.read_bytes())
     (tmp_path / "prefect").mkdir()
     with prefect_server(tmp_path / "prefect") as env:
-        api = Api(env)
+        api = Api(env, tmp_path)
         told = flashvsr(env, "deploy")
         assert told.stdout.split() == NAMES, told.stderr
         assert api.deployment(NAMES[2])["schedules"][0]["active"] is False
@@ -88,13 +68,13 @@ def test_deploy_then_by_hand_and_by_sweep(tmp_path: Path) -> None:
             outside = api.start(NAMES[0], given | {"output": str(tmp_path / "hand.mp4")})
             sweep = {"params": PIXELS, "compute": {"devices": "cpu"}, "min_age": 0, "look_again": 0.2}
             swept = api.start(NAMES[2], after[2]["parameters"] | sweep)
-            assert api.start(NAMES[0], given | {"encode": {"ffmpeg_args": "-f tee"}}).status_code in (409, 422)
-            ended = api.finish(run.json()["id"], log)
+            assert api.create_run(NAMES[0], given | {"encode": {"ffmpeg_args": "-f tee"}}).status_code in (409, 422)
+            ended = api.finish(run)
             assert ended["state_type"] == "COMPLETED", log.read_text()
-            refused = api.finish(outside.json()["id"], log)
+            refused = api.finish(outside)
             assert refused["state_type"] == "FAILED"
             assert "outside of the roots" in refused["state"]["message"]
-            assert api.finish(swept.json()["id"], log)["state_type"] == "COMPLETED", log.read_text()
+            assert api.finish(swept)["state_type"] == "COMPLETED", log.read_text()
     assert not (tmp_path / "hand.mp4").exists()
     assert probe(tmp_path / "media" / "hand.mp4").frames == 8
     assert probe(outbox / "deep" / "a_2x.mp4").frames == 8
@@ -106,13 +86,13 @@ def test_serve_needs_no_worker(tmp_path: Path) -> None:
     make_clip(media / "a.mp4", 8)
     (tmp_path / "prefect").mkdir()
     with prefect_server(tmp_path / "prefect") as env:
-        api, log = Api(env), tmp_path / "serve.log"
+        api, log = Api(env, tmp_path), tmp_path / "serve.log"
         env = settings_of(tmp_path, env) | {"PREFECT_RUNNER_POLL_FREQUENCY": "2"}
         with running([*FLASHVSR, "serve"], env, log) as process:
             wait_for(lambda: api.client.get(f"/deployments/name/{NAMES[1]}").status_code == 200, process, log)
             given = {"folder": str(media), "output_root": str(media / "out"), "params": PIXELS}
             run = api.start(NAMES[1], given | {"compute": {"devices": "cpu"}})
-            assert api.finish(run.json()["id"], log)["state_type"] == "COMPLETED", log.read_text()
+            assert api.finish(run)["state_type"] == "COMPLETED", log.read_text()
     assert probe(media / "out" / "a_2x.mp4").frames == 8
 
 
@@ -143,6 +123,6 @@ def test_the_yaml_is_what_prefect_itself_deploys(tmp_path: Path) -> None:
             text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        found = [Api(env).deployment(name) for name in NAMES]
+        found = [Api(env, tmp_path).deployment(name) for name in NAMES]
     assert not any(deployment["pull_steps"] for deployment in found)
     assert json.dumps(found).count("flows.inbox.inbox_sweep") >= 1

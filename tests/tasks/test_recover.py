@@ -107,3 +107,39 @@ def test_what_is_refused(job_in: JobIn, made: Made, tmp_path: Path) -> None:
         recover(job_in(str(tmp_path / "empty"), (0, 1, 2)), str(tmp_path / "x.mp4"), made.cache_dir, partial=True)
     found = recover(job, str(output), made.cache_dir, force=True)
     assert asdict(found)["output"]["bytes"] == output.stat().st_size
+
+
+def test_without_a_plan_the_source_is_named(made: Made, job_in: JobIn, store: str, tmp_path: Path) -> None:
+    job = job_in(store)
+    urls.remove(job.plan_url)
+    found = recover(job, str(tmp_path / "out.mp4"), made.cache_dir, source=str(made.source))
+    assert (found.whole, found.video_only, found.frames, found.source_frames) == (True, False, 40, 40)
+    assert "plan.json is gone" in " ".join(found.notes)
+    info = probe(tmp_path / "out.mp4")
+    assert (info.frames, len(kinds(info.streams, "audio"))) == (40, 1)
+    assert (tmp_path / "out.recovery.json").exists()
+    assert not (tmp_path / "out.report.json").exists()
+
+
+def test_without_a_plan_and_source_the_picture_is_recovered(made: Made, job_in: JobIn, tmp_path: Path) -> None:
+    job = job_in(str(tmp_path / "store"))
+    urls.remove(job.plan_url)
+    found = recover(job, str(tmp_path / "out.mp4"), made.cache_dir)  # the last segment is short, so it is the last
+    assert (found.whole, found.video_only, found.frames) == (True, True, 40)
+    assert digests(tmp_path / "out.mp4") == [d for i in range(3) for d in digests(Path(job.segment_url(i)))]
+
+
+def test_without_a_plan_an_unknown_end_is_not_passed_over(made: Made, job_in: JobIn, tmp_path: Path) -> None:
+    job = job_in(str(tmp_path / "store"), (2,))
+    urls.remove(job.plan_url)
+    with pytest.raises(UserError, match=r"after frame 31.*--source.*--partial"):
+        recover(job, str(tmp_path / "out.mp4"), made.cache_dir)
+    assert recover(job, str(tmp_path / "out.mp4"), made.cache_dir, partial=True).frames == 32
+    with pytest.raises(UserError, match=r"lacks segments 2 of 3"):
+        recover(job, str(tmp_path / "two.mp4"), made.cache_dir, source=str(made.source))
+    with pytest.raises(UserError, match="not their source"):
+        recover(job, str(tmp_path / "two.mp4"), made.cache_dir, source=job.segment_url(0))
+    empty = job_in(str(tmp_path / "empty"), (0, 1, 2))
+    urls.remove(empty.plan_url)
+    with pytest.raises(UserError, match="neither a plan nor finished segments"):
+        recover(empty, str(tmp_path / "two.mp4"), made.cache_dir)

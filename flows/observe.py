@@ -1,0 +1,63 @@
+"""Everything that watches a run: its logs, progress, artifacts and metrics, around a flow's function."""
+
+import functools
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
+
+from flashvsr_core.errors import AlreadyRunning
+from flows import settings
+from flows.artifacts import run_artifacts
+from flows.logs import RunLog, listening
+from flows.metrics import counted
+from tasks.events import RunEnded, tell
+from tasks.progress import RunProgress
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_progress: ContextVar[RunProgress | None] = ContextVar("progress", default=None)
+
+
+def warnings_so_far() -> tuple[str, ...]:
+    """What was said at WARNING or above since the run around us began."""
+    progress = _progress.get()
+    return progress.snapshot().warnings if progress else ()
+
+
+def tail_so_far() -> float:
+    """Seconds since the last segment of the run around us was finished."""
+    progress = _progress.get()
+    return progress.snapshot().tail if progress else 0.0
+
+
+def observed(function: Callable[P, R]) -> Callable[P, R]:
+    """A flow's function whose runs are seen: in Prefect's UI, in the metrics, by whoever listens to events."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        begun = time.monotonic()
+        progress = RunProgress()
+        token = _progress.set(progress)
+        with ExitStack() as stack:
+            stack.callback(_progress.reset, token)
+            run_log = RunLog()
+            # Prefect sends logs in batches; a server that ends with the command must have got the last one.
+            stack.callback(run_log.flush)
+            stack.enter_context(listening(progress, run_log, echo=True))
+            stack.enter_context(counted(settings.metrics()))
+            stack.enter_context(run_artifacts(progress))
+            status = "failed"
+            try:
+                result = function(*args, **kwargs)
+                status = str(getattr(result, "status", "done"))
+                return result
+            except AlreadyRunning:
+                status = "busy"
+                raise
+            finally:
+                tell(RunEnded(status, time.monotonic() - begun))
+
+    return run

@@ -1,0 +1,125 @@
+"""One file of a batch, an inbox or an event: at most one run at a time, its attempt on record, its end told."""
+
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import httpx
+from prefect.settings import get_current_settings
+
+from flashvsr_core.errors import AlreadyRunning, BadInput, FlashvsrError, TransientError, UserError
+from flows.upscale_video import upscale_video
+from tasks.folder import Folder, made_from
+from tasks.report import RunReport
+from tasks.storage.ledger import Ledger
+from tasks.storage.listing import Entry
+
+log = logging.getLogger(__name__)
+
+Status = Literal["done", "already done", "busy", "failed"]
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one file; `busy`: another run is at work on it."""
+
+    source: str
+    status: Status
+    output: str = ""
+    frames: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    exit_code: int = 0
+
+
+class ServerLost(TransientError):
+    """Prefect's server cannot be reached: no file's fault, and no file can go on."""
+
+
+def upscale_file(
+    place: Folder,
+    source: Entry | str,
+    taken: dict[str, str],
+    force: bool,
+    options: dict[str, Any],
+    book: Ledger | None,
+) -> FileResult:
+    """Run `upscale_video` for one file, with its attempt in the ledger. What is wrong with the file is in the result.
+
+    `taken` says which output belongs to which source of this run; a name instead of an entry is a file that is not
+    there. ServerLost where the fault is not the file's.
+    """
+    begun = time.monotonic()
+    name = source if isinstance(source, str) else source.name
+    shown = f"{place.url}/{name}".encode(errors="backslashreplace").decode()
+    try:
+        name.encode()
+        output = place.output_of(name)
+        if isinstance(source, str):
+            raise BadInput(f"{shown} does not exist; check the name")
+        if output in taken:
+            raise UserError(f"its output {output} is that of {taken[output]} too; rename one of them")
+        taken[output] = shown
+        with nullcontext() if book is None else book.claim(source, f"run on {shown}"):
+            if book is not None and book.is_done(source):
+                return FileResult(shown, "already done", output, seconds=time.monotonic() - begun)
+            made = _run(source, output, force, options, book)
+        status: Status = "already done" if made.status == "already done" else "done"
+        return FileResult(shown, status, output, made.frames, time.monotonic() - begun)
+    except UnicodeEncodeError:
+        error: Exception = UserError("its name is not UTF-8; rename it")
+    except AlreadyRunning as busy:
+        return FileResult(shown, "busy", output, seconds=time.monotonic() - begun, error=str(busy))
+    except ServerLost:
+        raise
+    except Exception as found:  # noqa: BLE001 - whatever one file does, the others are still to be made
+        error = found
+    log.error("%s: %s", shown, error)
+    code = getattr(error, "exit_code", 1)
+    text = str(error) or type(error).__name__
+    return FileResult(shown, "failed", seconds=time.monotonic() - begun, error=text, exit_code=code)
+
+
+def _run(source: Entry, output: str, force: bool, options: dict[str, Any], book: Ledger | None) -> RunReport:
+    """One attempt. What is found at the output is replaced only if it is ours: other content is another job."""
+    if book is not None:
+        book.begin(source)
+    try:
+        own = made_from(output, source.url)
+        state = upscale_video(source.url, output, force=force or own, return_state=True, **options)
+        made = state.result(raise_on_failure=False)
+        if not isinstance(made, RunReport):
+            raise made if isinstance(made, Exception) else FlashvsrError(f"it ended as {state.name}: {state.message}")
+    except Exception as error:
+        lost = _is_of_server(error)
+        if book is not None:
+            _note(book, source, error, forgive=lost or isinstance(error, AlreadyRunning))
+        if lost:
+            raise ServerLost(f"{get_current_settings().api.url} does not answer ({error!r}); run again") from error
+        raise
+    if book is not None:
+        book.done(source, output)
+    return made
+
+
+def _is_of_server(error: BaseException) -> bool:
+    """Whether an error is that of a request to Prefect's server."""
+    try:
+        return isinstance(error, httpx.HTTPError) and str(error.request.url).startswith(
+            str(get_current_settings().api.url)
+        )
+    except RuntimeError:  # how httpx says that the error knows no request
+        return False
+
+
+def _note(book: Ledger, source: Entry, error: Exception, forgive: bool) -> None:
+    try:
+        if forgive:
+            book.forgive(source)
+        else:
+            book.failed(source, str(error) or type(error).__name__)
+    except FlashvsrError as fault:
+        # The attempt was counted when it began; only its reason is missing.
+        log.warning("%s: not recorded: %s", source.url, fault)

@@ -1,0 +1,187 @@
+"""What bounds one worker to N: python -m tests.bench.scaling stages|workers; results into tests/bench/scaling*.md.
+
+stages   seconds of each stage of one segment, measured alone on this machine's CPU
+workers  the same job with each list of --devices (or numbers of CPU --workers), models loaded, from the start of the
+         first segment to the end of the last; two GPUs against one: --devices 0 0,1 on a machine that has them
+"""
+
+import argparse
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashvsr_core.config import ComputeParams, UpscaleParams
+from flashvsr_core.pixels import yuv_packer
+from flashvsr_core.segments import reading_range
+from flows.cli.server import prefect_api
+from tasks.assemble import assemble
+from tasks.events import SegmentComputed, SegmentStarted
+from tasks.gpu import device_name, devices_of, loaded_upscaler
+from tasks.media.decode import read_frames
+from tasks.media.encode import EncodeParams, check_segment, encode_segment, layout_of
+from tasks.plan import Request, make_plan
+from tasks.verify import verify_output
+from tests.flows.clips import make_clip
+
+HERE = Path(__file__)
+RATE = 24
+PARAMS = UpscaleParams(scale=4, scenes="off")
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    seconds: float
+    cpu: float
+
+
+@contextmanager
+def timed(name: str, into: list[Stage]) -> Iterator[None]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    into.append(Stage(name, time.perf_counter() - wall, time.process_time() - cpu))
+
+
+def stages(size: str, frames: int, folder: Path) -> tuple[list[Stage], int]:
+    """The stages of one segment, one after the other, each fed from memory; and the bytes of the segment."""
+    source = make_clip(folder / "clip.mp4", frames, size, str(RATE))
+    compute = ComputeParams(devices="cpu")
+    request = Request(str(source), str(folder / "out.mp4"), PARAMS, EncodeParams(), compute, segment_frames=frames)
+    found: list[Stage] = []
+    with timed("plan", found):
+        job, plan = make_plan(request, folder / "cache")
+    job.write_plan(plan.to_json())
+    segment, geometry = plan.segments[0], plan.geometry
+    upscaler = loaded_upscaler(plan.params, plan.digests, compute, torch.device("cpu"))
+    first, end = reading_range(segment, 0, 0, plan.info.frames)
+    with timed("decode", found):
+        chunks = list(read_frames(source, plan.info, first, end))
+    pack = yuv_packer(layout_of(plan.encode, plan.info))
+    with timed("model", found):
+        made = list(upscaler.stream(iter(chunks), emit=(segment.start, segment.stop), pack=pack))
+    file = folder / "segment.mp4"
+    with timed("encode", found):
+        encode_segment(iter(made), file, plan.info, plan.encode, geometry.out_width, geometry.out_height)  # type: ignore[arg-type]
+    with timed("check", found):
+        check_segment(file, segment.frames, geometry.out_width, geometry.out_height)
+    with timed("store (local disk)", found):
+        job.record_segment(0, 0, frames, file, frames=frames, seconds=1.0, peak_memory_bytes=0, device="cpu")
+    with timed("merge", found):
+        merged, _ = assemble.fn(job, plan, folder, folder / "cache")
+    with timed("verify", found):
+        verify_output.fn(merged, plan, "joins")
+    return found, file.stat().st_size
+
+
+def write_stages(size: str, frames: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        found, size_bytes = stages(size, frames, Path(name))
+    lines = [
+        "# Stages of one segment on a CPU",
+        "",
+        f"Input {size}, scale 4, model nano, {frames} frames in one segment of {size_bytes / 1e6:.1f} MB,",
+        f"{os.cpu_count()} cores ({platform.machine()}), PyTorch {torch.__version__}, each stage alone.",
+        f"Load average when it ended: {os.getloadavg()[0]:.0f}. CPU seconds are those of all threads of the process",
+        "(ffmpeg, a process of its own, is not in them) and say more than seconds on a machine that others use.",
+        f"Command: `python -m tests.bench.scaling stages --size {size} --frames {frames}`",
+        "",
+        "| stage | seconds | CPU seconds | CPU ms per frame |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [f"| {s.name} | {s.seconds:.2f} | {s.cpu:.2f} | {1000 * s.cpu / frames:.1f} |" for s in found]
+    HERE.with_name("scaling_stages.md").write_text("\n".join(lines) + "\n")
+
+
+class Span(logging.Handler):
+    """From the start of the first segment to the end of the last one's computation."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.first, self.last = float("inf"), 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = getattr(record, "event", None)
+        if isinstance(event, SegmentStarted):
+            self.first = min(self.first, time.monotonic())
+        elif isinstance(event, SegmentComputed):
+            self.last = time.monotonic()
+
+
+def measure(
+    run: Callable[..., Any], source: Path, folder: Path, compute: ComputeParams, segment: int
+) -> tuple[float, float]:
+    """Seconds of the segments and of the whole run; a run with another seed has loaded the models before."""
+    span, log = Span(), logging.getLogger("tasks.events")
+    log.setLevel(logging.DEBUG)
+    wall = 0.0
+    for seed in (1, 0):
+        if seed == 0:
+            log.addHandler(span)
+        begun = time.monotonic()
+        params = UpscaleParams(scale=4, scenes="off", seed=seed)
+        run(str(source), str(folder / f"{seed}.mp4"), params, compute=compute, segment_frames=segment)
+        wall = time.monotonic() - begun
+    log.removeHandler(span)
+    return span.last - span.first, wall
+
+
+def write_workers(choices: list[ComputeParams], size: str, segments: int, segment: int, words: str) -> None:
+    rows, device = [], device_name(devices_of(choices[0])[0])
+    with tempfile.TemporaryDirectory() as name, prefect_api():
+        from flows.upscale_video import upscale_video
+
+        source = make_clip(Path(name) / "clip.mp4", segments * segment, size, str(RATE), sound=False)
+        for number, compute in enumerate(choices):
+            folder = Path(name) / str(number)
+            folder.mkdir()
+            rows.append((compute, *measure(upscale_video, source, folder, compute, segment)))
+    base = rows[0][1]
+    lines = [
+        f"# Workers on one machine: {device}",
+        "",
+        f"Input {size}, scale 4, {segments} segments of {segment} frames, {os.cpu_count()} cores,",
+        f"PyTorch {torch.__version__}, load average when it ended {os.getloadavg()[0]:.0f}.",
+        f"Command: `python -m tests.bench.scaling workers {words}`",
+        "",
+        "| devices | workers | seconds, first segment start to last segment end | ratio | seconds of the run |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [f"| {c.devices} | {c.workers} | {s:.1f} | {base / s:.2f} | {wall:.1f} |" for c, s, wall in rows]
+    kind = "cpu" if choices[0].devices == "cpu" else "gpus"
+    HERE.with_name(f"scaling_{kind}.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("stages", "workers"))
+    parser.add_argument("--size", default="96x64")
+    parser.add_argument("--frames", type=int, default=96, help="stages: frames of the segment")
+    parser.add_argument("--segments", type=int, default=16)
+    parser.add_argument("--segment-frames", type=int, default=64)
+    parser.add_argument("--devices", nargs="+", help="GPU lists to compare, such as 0 0,1")
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="numbers of CPU workers to compare")
+    given = parser.parse_args()
+    if given.what == "stages":
+        write_stages(given.size, given.frames)
+        return
+    words = f"--size {given.size} --segments {given.segments} --segment-frames {given.segment_frames}"
+    if given.devices:
+        choices = [ComputeParams(devices=devices, runner="processes") for devices in given.devices]
+        words += f" --devices {' '.join(given.devices)}"
+    else:
+        choices = [ComputeParams(devices="cpu", runner="processes", workers=count) for count in given.workers]
+        words += f" --workers {' '.join(map(str, given.workers))}"
+    write_workers(choices, given.size, given.segments, given.segment_frames, words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Dask and Ray on this machine: the frames of one process, also when a worker is killed while it computes."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.flows.clips import digests, make_clip
+from tests.system.test_kill import Command, Outcome
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", 72)
+
+
+@pytest.fixture(scope="module")
+def plain(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    command = Command(tmp_path_factory.mktemp("plain"), clip)
+    outcome = command.run()
+    assert outcome.status == 0, outcome.log
+    return digests(command.output)
+
+
+class Cluster(Command):
+    """The command with two workers, and a look at them."""
+
+    def __init__(self, folder: Path, source: Path, runner: str) -> None:
+        super().__init__(folder, source)
+        self.arguments += [f"--runner={runner}", "--workers=2"]
+
+    def writing(self) -> psutil.Process | None:
+        """A process, other than the command's own, that has a segment's file open: it computes one."""
+        for process in psutil.process_iter(["cmdline"]):
+            try:
+                if self._is_ours(process) and any("/work/work/" in file.path for file in process.open_files()):
+                    return process
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return None
+
+    def start_and_wait_for_a_worker(self) -> tuple[subprocess.Popen[str], psutil.Process]:
+        process = self.start()
+        deadline = time.monotonic() + 300
+        while (worker := self.writing()) is None:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert worker.pid != process.pid
+        return process, worker
+
+
+@pytest.mark.parametrize("runner", ["processes", "dask", "ray"])
+def test_same_frames_though_a_worker_is_killed(runner: str, clip: Path, plain: list[str], tmp_path: Path) -> None:
+    command = Cluster(tmp_path, clip, runner)
+    process, worker = command.start_and_wait_for_a_worker()
+    worker.kill()
+    log = process.communicate(timeout=600)[1]
+    outcome = Outcome(process.returncode, log)
+    assert outcome.status == 0, log
+    assert outcome.computed == [0, 1, 2, 3, 4], log
+    assert digests(command.output) == plain
+    assert command.leftovers() == []
+    assert list((tmp_path / "work" / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("runner", ["processes", "dask", "ray"])
+def test_nothing_is_left_of_a_killed_run(runner: str, clip: Path, plain: list[str], tmp_path: Path) -> None:
+    command = Cluster(tmp_path, clip, runner)
+    process, _ = command.start_and_wait_for_a_worker()
+    process.kill()
+    process.communicate()
+    assert command.leftovers() == []
+    again = command.run()
+    assert again.status == 0, again.log
+    assert digests(command.output) == plain
+    assert list((tmp_path / "work" / "work").iterdir()) == []
+
+
+def test_ctrl_c_with_worker_processes(clip: Path, plain: list[str], tmp_path: Path) -> None:
+    """Once: the segments that run are finished, no other is begun. Twice: they are given up. Nothing is left."""
+    for times in (2, 1):
+        command = Cluster(tmp_path, clip, "processes")
+        process, _ = command.start_and_wait_for_a_worker()
+        for _ in range(times):
+            process.send_signal(2)
+            time.sleep(0.2)
+        log = process.communicate(timeout=300)[1]
+        assert process.returncode == 130, log
+        assert "Traceback" not in log, log
+        assert command.leftovers() == []
+        assert list((tmp_path / "work" / "work").iterdir()) == []
+        assert not list((tmp_path / ".flashvsr").glob("*/lease.json"))
+        done = Outcome(130, log).computed
+        assert 1 <= len(done) <= 2 if times == 1 else done == [], log
+    again = command.run()
+    assert again.status == 0, again.log
+    assert set(again.computed).isdisjoint(done)
+    assert digests(command.output) == plain
