@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flashvsr_core.errors import UserError
-from tasks import sources
 from tasks.media.encode import EncodeParams
 from tasks.media.guard import describe_guarded
 from tasks.media.timestamps import parse_rate
@@ -15,6 +14,7 @@ from tasks.media.trim import Trim, trimmed
 from tasks.plan import Request
 from tasks.preview import Excerpt, Layout, choose, write_picture, write_video
 from tasks.report import RunReport
+from tasks.sources import required
 from tasks.storage import urls
 
 log = logging.getLogger(__name__)
@@ -49,41 +49,39 @@ def make_preview(
     places = {name: urls.join(folder, name) for name in (VIDEO, PICTURE)}
     if not force and (there := [url for url in places.values() if urls.exists(url)]):
         raise UserError(f"{there[0]} exists; choose another OUTPUT, or use --force to replace it")
-    work = cache_dir / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    with (
-        sources.required(source, request.compute, cache_dir) as path,
-        tempfile.TemporaryDirectory(prefix="preview-", dir=work) as name,
-    ):
+    with required(source, request.compute, cache_dir) as path:
         info = describe_guarded(path, request.allow_truncated, parse_rate(request.fps), request.limits)
         chosen = choose(info, excerpts, seconds)
-        done, spent, model = [], 0.0, ""
-        for start, stop in chosen:
-            result = Path(name, f"{start}.mkv")
-            report = run(
-                source,
-                str(result),
-                params=request.params,
-                encode=NEARLY_LOSSLESS,
-                compute=request.compute,
-                store=str(Path(name, "store")),
-                allow_truncated=request.allow_truncated,
-                trim=Trim(start=f"{start}f", frames=stop - start),
-                fps=request.fps,
-                limits=request.limits,
-            )
-            spent += report.seconds
-            model = report.plan["params"]["model"]
-            done.append(Excerpt(start, stop, trimmed(info, start, stop), result))
-        labels = ("bicubic", f"flashvsr {model}")
-        made = {PICTURE: Path(name, PICTURE)}
-        write_picture(path, tuple(done), request.params.scale, labels, made[PICTURE])
-        if info.frames > 1:
-            made[VIDEO] = Path(name, VIDEO)
-            write_video(path, tuple(done), request.params.scale, layout, labels, made[VIDEO])
-        for key, file in made.items():
-            urls.publish(file, places[key], overwrite=True, consume=True)
-    return Preview(chosen, places[PICTURE], places[VIDEO] if VIDEO in made else None, spent)
+        work = cache_dir / "work"
+        work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="preview-", dir=work) as name:
+            done, spent, model = [], 0.0, ""
+            for start, stop in chosen:
+                result = Path(name, f"{start}.mkv")
+                report = run(
+                    source,
+                    str(result),
+                    params=request.params,
+                    encode=NEARLY_LOSSLESS,
+                    compute=request.compute,
+                    store=str(Path(name, "store")),
+                    allow_truncated=request.allow_truncated,
+                    trim=Trim(start=f"{start}f", frames=stop - start),
+                    fps=request.fps,
+                    limits=request.limits,
+                )
+                spent += report.seconds
+                model = report.plan["params"]["model"]
+                done.append(Excerpt(start, stop, trimmed(info, start, stop), result))
+            labels = ("bicubic", f"flashvsr {model}")
+            made = {PICTURE: Path(name, PICTURE)}
+            write_picture(path, tuple(done), request.params.scale, labels, made[PICTURE])
+            if info.frames > 1:
+                made[VIDEO] = Path(name, VIDEO)
+                write_video(path, tuple(done), request.params.scale, layout, labels, made[VIDEO])
+            for key, file in made.items():
+                urls.publish(file, places[key], overwrite=True, consume=True)
+        return Preview(chosen, places[PICTURE], places[VIDEO] if VIDEO in made else None, spent)
 
 
 def _folder(request: Request) -> str:
