@@ -36,9 +36,9 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench.preroll
 	$(BIN)/python -m tests.bench.cpu
-	$(BIN)/python -m tests.bench.hdr
 	$(BIN)/python -m tests.bench.scaling stages
 	$(BIN)/python -m tests.bench.scaling workers
+	$(BIN)/python -m tests.bench.hdr
 
 clean:
 	rm -rf $(VENV) demo

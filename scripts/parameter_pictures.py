@@ -84,8 +84,6 @@ def main() -> None:
     scales = [(f"scale {scale}", made[scale]) for scale in (2, 3, 4)]
     strip("scale", [("bicubic, 4", bicubic(source, 4)), *scales])
     strip("crf", [(f"crf {crf}", encoded(made[4], crf)) for crf in (12, 18, 26, 34)])
-    fixes = [(f"color_fix {fix}", enlarged(frames, replace(base, color_fix=fix))) for fix in ("adain", "wavelet")]
-    strip("color_fix", [("source, bicubic", bicubic(source, 4)), ("color_fix none", made[4]), *fixes])
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ app.command("flows.cli.jobs:app", name="jobs", help="What a store holds: list, f
 app.command("flows.cli.deploy:deploy", help="Set up deployments on a Prefect server.")
 app.command("flows.cli.deploy:serve", help="Offer the deployments from this machine, without a work pool.")
 app.command("flows.cli.listen:listen", help="Turn notices of created objects into Prefect events.")
-app.command("flows.cli.presets:presets", help="Deliveries and codecs by name.")
 app.command("flows.cli.metrics:metrics", help="Serve the metrics of this machine's workers to Prometheus.")
+app.command("flows.cli.presets:presets", help="Deliveries and codecs by name.")
 app.command("flows.cli.doctor:doctor", help="Check this machine.")
 
 

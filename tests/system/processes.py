@@ -60,7 +60,7 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
         yield env
 
 
-def wait_for(condition, process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
+def wait_for(condition, process: subprocess.Popen[bytes], log: Path, seconds: float = 300) -> None:  # type: ignore[no-untyped-def]
     """Wait until `condition()` is true; fails with the log if the process ends or the time runs out."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -78,9 +78,9 @@ def test_five_commands_from_an_empty_machine(tmp_path: Path) -> None:
             process = stack.enter_context(running(["bash", "-c", line], env, log))
             stack.callback(kill_tree, process.pid)
             if start == "flashvsr deploy":
-                assert process.wait(240) == 0, log.read_text()
+                assert process.wait(600) == 0, log.read_text()
             elif start in ready:
-                wait_for(ready[start], process, log, 240)
+                wait_for(ready[start], process, log, 600)
         assert httpx.post(f"{url}/flow_runs/filter", json={}).status_code == 401  # nobody without the password
         clip = make_clip(tmp_path / "clip.mp4", 9, "64x36")
         store = fsspec.filesystem("s3", **options, use_listings_cache=False, skip_instance_cache=True)

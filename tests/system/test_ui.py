@@ -104,7 +104,7 @@ def test_the_browser_shows_them(seen: Seen, tmp_path: Path) -> None:
             browser.get(url)
             wait.until(lambda b: all(text in b.find_element(By.TAG_NAME, "body").text for text in texts))
 
-        shows(f"{seen.ui}/runs/flow-run/{seen.run['id']}", NAME, "Completed", "segments-film-one", "computed in")
+        shows(f"{seen.ui}/runs/flow-run/{seen.run['id']}", NAME, "Completed", "merging 3 segments")
         time.sleep(2)
         browser.save_screenshot(str(pictures / "ui-run.png"))
         shows(f"{seen.ui}/artifacts/artifact/{found['segments']['id']}", "attempts", "00002.mp4")

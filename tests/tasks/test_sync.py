@@ -71,8 +71,8 @@ def beeps(path: Path) -> np.ndarray:
         (1, "mov"),
         pytest.param(10, "mp4", marks=pytest.mark.system),
         pytest.param(10, "mkv", marks=pytest.mark.system),
-        pytest.param(60, "mp4", marks=[pytest.mark.system, pytest.mark.timeout(1200)]),
-        pytest.param(60, "mkv", marks=[pytest.mark.system, pytest.mark.timeout(1200)]),
+        pytest.param(60, "mp4", marks=[pytest.mark.system, pytest.mark.timeout(2400)]),
+        pytest.param(60, "mkv", marks=[pytest.mark.system, pytest.mark.timeout(2400)]),
     ],
 )
 def test_sound_and_picture_stay_together(
