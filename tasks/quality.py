@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from flashvsr_core.config import Deinterlace
 from tasks.media.decode import read_frames
-from tasks.media.probe import VideoInfo, probe
+from tasks.media.guard import describe
+from tasks.media.probe import VideoInfo
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def measure(
     `deinterlace` is what the source was read with. Ends after about `seconds`; at least one place is looked at.
     """
     begun = time.monotonic()
-    made = probe(result)
+    made = describe(result)
     places = sample_places(joins, info.frames)
     show = set(spread(places)[:pictures])
     windows, sights = [], []

@@ -8,7 +8,7 @@ import pytest
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import UserError
 from tasks import upscale
-from tasks.images import publish_images, unpack_images
+from tasks.images import publish_images, unpack_images, whole_of
 from tasks.media.decode import read_frames
 from tasks.media.encode import EncodeParams
 from tasks.media.guard import describe
@@ -16,6 +16,7 @@ from tasks.media.probe import VideoInfo
 from tasks.media.trim import Trim
 from tasks.outputs import container_wanted, outputs_of
 from tasks.plan import JobPlan, Request, bytes_needed, make_plan
+from tasks.report import look_at
 from tests.media.clips import run
 from tests.tasks.enlarging import COMPUTE, PARAMS, Enlarger
 
@@ -134,6 +135,16 @@ def test_images_have_the_target_size(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for file in files:
         info = describe(file)
         assert (info.width, info.height) == (100, 75)
+
+
+def test_images_are_measured_for_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = clear(tmp_path / "in_%03d.png", frames=9).parent
+    plan, files = made(monkeypatch, source, tmp_path / "out" / "x_%04d.png")
+    look = look_at(whole_of(tuple(files)), source, plan, 1)
+    assert look.notes == ()
+    assert look.quality is not None
+    assert look.quality.color_drift < 2
+    assert look.comparisons
 
 
 def test_trimmed_and_interlaced_into_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from flashvsr_core.errors import AlreadyRunning, UserError
+from tasks.media.encode import SEGMENT_SUFFIX, EncodeParams
 from tasks.media.probe import kinds, probe
 from tasks.recover import recover
 from tasks.storage import urls
 from tasks.storage.jobs import Job
 from tasks.storage.lease import hold
 from tests.flows.clips import digests
+from tests.media.clips import run
 from tests.tasks.conftest import Made
+from tests.tasks.enlarging import enlarged
 
 JobIn = Callable[..., Job]
 
@@ -143,3 +146,37 @@ def test_without_a_plan_an_unknown_end_is_not_passed_over(made: Made, job_in: Jo
     urls.remove(empty.plan_url)
     with pytest.raises(UserError, match="neither a plan nor finished segments"):
         recover(empty, str(tmp_path / "two.mp4"), made.cache_dir)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "container"),
+    [
+        ("h264", "yuv420p", "mp4"),
+        ("h265", "yuv420p10le", "mkv"),
+        ("av1", "yuv420p", "webm"),
+        ("vp9", "yuva420p", "webm"),
+        ("prores", "yuv422p10le", "mov"),
+        ("prores4444", "yuva444p10le", "mov"),
+        ("ffv1", "yuva444p", "mkv"),
+    ],
+)
+def test_segments_of_every_codec_are_merged_without_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, pix_fmt: str, container: str
+) -> None:
+    clear = "format=yuva444p,geq=lum='p(X,Y)':cb='cb(X,Y)':cr='cr(X,Y)':a='4*X'"
+    source = tmp_path / "in.mkv"
+    run("-f", "lavfi", "-i", f"testsrc2=s=64x48:r=25:d=0.8,{clear}", "-c:v", "ffv1", "-timecode", "01:00:00:00", source)
+    encode = EncodeParams(codec=codec, pix_fmt=pix_fmt)  # type: ignore[arg-type]
+    enlarged(monkeypatch, source, tmp_path / f"made.{container}", encode)
+    store = tmp_path / f"made.{container}.work" / "store"
+    job = Job.of(str(next(store.iterdir())), SEGMENT_SUFFIX)
+    urls.remove(job.plan_url)
+    output = tmp_path / f"out.{container}"
+    recover(job, str(output), tmp_path / "cache", source=str(source))
+    assert digests(output) == digests(tmp_path / f"made.{container}")
+    assert probe(output).has_alpha == pix_fmt.startswith("yuva")
+
+
+def test_a_container_that_does_not_hold_the_codec_is_refused(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"webm does not hold h264; choose an output ending in .mp4, .mkv, .mov"):
+        recover(made.job, str(tmp_path / "out.webm"), made.cache_dir)
