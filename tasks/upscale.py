@@ -3,10 +3,11 @@
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from prefect import task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
@@ -18,6 +19,7 @@ from flashvsr_core.layout import Planes
 from flashvsr_core.pixels import yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
+from tasks.ahead import Ahead
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
 from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, turn_on_a_device
 from tasks.media.decode import read_frames
@@ -29,6 +31,10 @@ from tasks.storage.fingerprint import fingerprint
 from tasks.storage.jobs import Job, SegmentResult
 
 log = logging.getLogger(__name__)
+
+_DECODED_AHEAD = 4  # items of `read_frames` that wait for the model
+_CHUNKS_AHEAD = 2  # chunks of the model's output that wait for the encoder
+_NOTICEABLE = 0.1  # share of the time that the model may wait for the encoder before it is worth a word
 
 
 class SegmentKey(CachePolicy):
@@ -87,9 +93,19 @@ def _make(
         tell(SegmentStarted(segment.index, segment.frames))
         memory = PeakMemory(device)
         upscaler = loaded_upscaler(plan.params, plan.digests, compute, device)
-        chunks = _chunks(plan, segment, upscaler, source, memory)
-        encoded = encode_segment(chunks, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
+        # Three at work at once: a thread decodes, one drives the model, and this one encodes.
+        with (
+            Ahead(_frames(plan, segment, source), _DECODED_AHEAD, "decode") as frames,
+            Ahead(_planes(plan, segment, upscaler, frames), _CHUNKS_AHEAD, "model") as chunks,
+        ):
+            told = _told(chunks, segment, memory)
+            encoded = encode_segment(told, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
         seconds = time.monotonic() - begun
+        if chunks.blocked > _NOTICEABLE * seconds:
+            log.info(
+                "segment %d: the model waited %.1f of %.1f s for the encoder; a faster --preset would be quicker",
+                segment.index, chunks.blocked, seconds,
+            )  # fmt: skip
     if encoded.frames != segment.frames:
         raise FlashvsrError(
             f"segment {segment.index} came out with {encoded.frames} frames instead of {segment.frames}; "
@@ -113,19 +129,32 @@ def _make(
     return result
 
 
-def _chunks(
-    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, memory: PeakMemory
-) -> Iterator[Planes]:
-    """The segment's planes, straight from source frames through the model."""
+def _frames(plan: JobPlan, segment: SegmentPlan, source: Path) -> Iterator[np.ndarray]:
+    """The source frames that the segment needs."""
+    first, end = _reading(plan, segment)
+    return read_frames(source, plan.info, first, end)
+
+
+def _planes(plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, frames: Iterable[np.ndarray]) -> Iterator[Planes]:
+    """The segment's planes, from source frames through the model."""
+    first, _ = _reading(plan, segment)
+    pack = yuv_packer(layout_of(plan.encode, plan.info))
+    emit = (segment.start, segment.stop)
+    return cast(Iterator[Planes], upscaler.stream(frames, first=first, emit=emit, pack=pack))
+
+
+def _reading(plan: JobPlan, segment: SegmentPlan) -> tuple[int, int]:
     preroll = plan.params.preroll
     assert isinstance(preroll, int), "a plan's parameters are resolved"
-    first, end = reading_range(segment, preroll, CONTEXT, plan.info.frames)
-    frames = read_frames(source, plan.info, first, end)
-    pack = yuv_packer(layout_of(plan.encode, plan.info))
-    for planes in upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack):
+    return reading_range(segment, preroll, CONTEXT, plan.info.frames)
+
+
+def _told(chunks: Iterable[Planes], segment: SegmentPlan, memory: PeakMemory) -> Iterator[Planes]:
+    """The same chunks; each is looked at and told of when the encoder takes it."""
+    for planes in chunks:
         memory.look()
         tell(FramesDone(segment.index, len(planes[0])))
-        yield planes  # type: ignore[misc]
+        yield planes
 
 
 def _source(plan: JobPlan, cache_dir: Path) -> Path:

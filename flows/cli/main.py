@@ -29,6 +29,7 @@ app.command("flows.cli.models:app", name="models", help="Published weights: list
 app.command("flows.cli.jobs:app", name="jobs", help="What a store holds: list, find, show, resume, recover, clean.")
 app.command("flows.cli.deploy:deploy", help="Set up deployments on a Prefect server.")
 app.command("flows.cli.deploy:serve", help="Offer the deployments from this machine, without a work pool.")
+app.command("flows.cli.bench:bench", help="Measure speed and exactness of a model on this machine.")
 app.command("flows.cli.doctor:doctor", help="Check this machine.")
 
 
