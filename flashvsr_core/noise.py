@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashvsr_core.transfer import pinned
+
 
 def latent_noise(seed: int, latent_frame: int, shape: tuple[int, int, int]) -> Tensor:
     """Standard normal noise of one latent frame of the whole padded picture: (channels, H/8, W/8), float32, on the CPU.
@@ -40,7 +42,6 @@ class NoiseAhead:
 
     def _draw(self, first_latent: int, count: int) -> Future[Tensor]:
         def draw() -> Tensor:
-            noise = step_noise(self.seed, first_latent, count, self.shape)
-            return noise.pin_memory() if self.device.type == "cuda" else noise
+            return pinned(step_noise(self.seed, first_latent, count, self.shape), self.device)
 
         return self._thread.submit(draw)

@@ -16,7 +16,15 @@ from flashvsr_core.pixels import Pack
 def to_device(frames: Sequence[np.ndarray], device: torch.device) -> Tensor:
     """Frames H W 3 of one type -> T H W 3 on the device; returns before they are there."""
     stacked = torch.from_numpy(np.stack(frames))
-    return stacked.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else stacked
+    return pinned(stacked, device).to(device, non_blocking=True)
+
+
+def pinned(x: Tensor, device: torch.device) -> Tensor:
+    """A copy that `device` can fetch by itself, where that is a GPU."""
+    if device.type != "cuda":
+        return x
+    with torch.cuda.device(device):  # otherwise it is the first GPU that is made to know the copy
+        return x.pin_memory()
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def send(frames: Tensor, finite: Tensor, pack: Pack, first: int, precision: str)
         targets = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in sources]
         for target, source in zip(targets, sources):
             target.copy_(source, non_blocking=True)
-        arrived = torch.cuda.Event()
+        arrived = torch.cuda.Event(blocking=True)  # whoever waits leaves the processor to the encoder
         arrived.record(side)
     return Arriving(first, precision, pack, tuple(targets[:-1]), targets[-1], sources, arrived)
 

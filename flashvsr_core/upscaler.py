@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flashvsr_core.color import CORRECTIONS
-from flashvsr_core.config import UpscaleParams
+from flashvsr_core.config import Precision, UpscaleParams
 from flashvsr_core.cuts import MarkedFrame, mark_cuts
 from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import Geometry
@@ -41,7 +41,7 @@ def resolve_params(params: UpscaleParams, spec: ModelSpec, device: torch.device)
     """Replace every `auto` by what this model and device type use, so that all workers of a job do the same."""
     precision = params.precision
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        precision = _natural_precision(device)
     attention = params.attention
     if attention == "auto":
         attention = "triton" if device.type == "cuda" else "torch"
@@ -53,6 +53,13 @@ def resolve_params(params: UpscaleParams, spec: ModelSpec, device: torch.device)
         color_fix=spec.color_fix if params.color_fix == "auto" else params.color_fix,
         preroll=DEFAULT_PREROLL if params.preroll == "auto" else params.preroll,
     )
+
+
+def _natural_precision(device: torch.device) -> Precision:
+    """bf16 on GPUs whose matrix units know it, fp16 on older ones (Turing), fp32 on the CPU."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 class Upscaler:
