@@ -47,7 +47,7 @@ class UpscaleParams:
     color_fix: ColorFix = "auto"
     """Colours follow the source: adain (statistics), wavelet (low frequencies) or none; auto: the model's best."""
     precision: Precision = "auto"
-    """Arithmetic of the model; auto: bf16 on GPUs that have it, else fp32."""
+    """Arithmetic of the model; auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on the CPU."""
     attention: Attention = "auto"
     """Attention backend by name; auto: triton on CUDA, torch elsewhere."""
     seed: int = 0

@@ -33,6 +33,7 @@ app.command("flows.cli.deploy:serve", help="Offer the deployments from this mach
 app.command("flows.cli.listen:listen", help="Turn notices of created objects into Prefect events.")
 app.command("flows.cli.metrics:metrics", help="Serve the metrics of this machine's workers to Prometheus.")
 app.command("flows.cli.presets:presets", help="Deliveries and codecs by name.")
+app.command("flows.cli.bench:bench", help="Measure speed and exactness of a model on this machine.")
 app.command("flows.cli.doctor:doctor", help="Check this machine.")
 
 
