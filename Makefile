@@ -36,7 +36,6 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench.preroll
 	$(BIN)/python -m tests.bench.cpu
-	$(BIN)/python -m tests.bench.seeing
 
 clean:
 	rm -rf $(VENV) demo
