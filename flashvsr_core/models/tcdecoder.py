@@ -19,23 +19,24 @@ Memory = list[Tensor]
 
 
 class MemBlock(nn.Module):
-    """`relu(conv(cat[x, previous]) + x)`, previous = this block's input one time step earlier."""
+    """`act(conv(cat[x, previous]) + x)`, previous = this block's input one time step earlier; `bare`: without act."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, leak: float, bare: bool) -> None:
         super().__init__()
         self.conv = nn.Sequential(
             nn.Conv2d(2 * channels, channels, 3, padding=1),
-            nn.ReLU(),
+            nn.LeakyReLU(leak),
             nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
+            nn.LeakyReLU(leak),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
+        self.last = nn.Identity() if bare else nn.LeakyReLU(leak)
 
     def convolutions(self) -> list[nn.Conv2d]:
         return [layer for layer in self.conv if isinstance(layer, nn.Conv2d)]
 
     def forward(self, x: Tensor, past: Tensor) -> Tensor:
-        return F.relu(self.conv(torch.cat([x, past], dim=1)) + x)
+        return self.last(self.conv(torch.cat([x, past], dim=1)) + x)
 
 
 class Clamp(nn.Module):
@@ -62,10 +63,10 @@ class TimeGrow(nn.Module):
 class ShuffleGrow(nn.Module):
     """Convolution and pixel shuffle: each frame becomes `stride` frames of twice the size in `out` channels."""
 
-    def __init__(self, channels: int, out: int, stride: int, kernel: int = 1, bias: bool = True) -> None:
+    def __init__(self, channels: int, out: int, stride: int, kernel: int = 1) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(channels, out * stride * 4, kernel, padding=kernel // 2, bias=bias)
+        self.conv = nn.Conv2d(channels, out * stride * 4, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return rearrange(self.conv(x), "n (s c p q) h w -> (n s) c (h p) (w q)", s=self.stride, p=2, q=2)
@@ -80,15 +81,16 @@ class TcDecoder(nn.Module):
         self.fused: FusedLayers | None = None
         self.residual = spec.residual
         self.condition = spec.condition
-        self.gate = spec.gate
         first = spec.latent_channels + (3 * FRAMES_PER_LATENT * _PATCH**2 if spec.condition else 0)
-        at_8, at_4, at_2 = ([MemBlock(n) for _ in range(count)] for n, count in zip((a, b, c), spec.blocks))
-        opening = (Clamp(spec.clamp), nn.Conv2d(first, a, 3, padding=1, bias=not spec.gate), nn.LeakyReLU(spec.leak),
+        at_8, at_4, at_2 = (
+            [MemBlock(n, spec.leak, spec.bare) for _ in range(count)] for n, count in zip((a, b, c), spec.blocks)
+        )
+        opening = (Clamp(spec.clamp), nn.Conv2d(first, a, 3, padding=1), nn.LeakyReLU(spec.leak),
                    nn.Conv2d(a, a, 3, padding=1, bias=False), nn.LeakyReLU(spec.leak), *at_8)  # fmt: skip
         if spec.shuffle:
             self.decoder = nn.Sequential(
                 *opening,
-                ShuffleGrow(a, b, 1, bias=not spec.gate),
+                ShuffleGrow(a, b, 1),
                 *at_4,
                 ShuffleGrow(b, c, 2),
                 *at_2,
@@ -166,7 +168,7 @@ class TcDecoder(nn.Module):
                 if isinstance(layer, ShuffleGrow):
                     scale //= 2
                     if scale in details:
-                        x = x + details[scale] * x if self.gate and scale == 4 else x + details[scale]
+                        x = x + details[scale]
         return rearrange(x, "(b t) c h w -> b c t h w", b=batch), kept
 
     def details(self, condition: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
