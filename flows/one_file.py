@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx
+from prefect.exceptions import MissingResult
 from prefect.settings import get_current_settings
+from prefect.states import State
 
 from flashvsr_core.errors import AlreadyRunning, BadInput, FlashvsrError, TransientError, UserError
 from flows.upscale_video import upscale_video
 from tasks.folder import Folder, made_from
-from tasks.report import RunReport
+from tasks.report import RunReport, report_beside
+from tasks.storage import urls
 from tasks.storage.ledger import Ledger
 from tasks.storage.listing import Entry
 
@@ -65,9 +68,8 @@ def upscale_file(
         with nullcontext() if book is None else book.claim(source, f"run on {shown}"):
             if book is not None and book.is_done(source):
                 return FileResult(shown, "already done", output, seconds=time.monotonic() - begun)
-            made = _run(source, output, force, options, book)
-        status: Status = "already done" if made.status == "already done" else "done"
-        return FileResult(shown, status, output, made.frames, time.monotonic() - begun)
+            status, frames = _run(source, output, force, options, book)
+        return FileResult(shown, status, output, frames, time.monotonic() - begun)
     except UnicodeEncodeError:
         error: Exception = UserError("its name is not UTF-8; rename it")
     except AlreadyRunning as busy:
@@ -82,16 +84,17 @@ def upscale_file(
     return FileResult(shown, "failed", seconds=time.monotonic() - begun, error=text, exit_code=code)
 
 
-def _run(source: Entry, output: str, force: bool, options: dict[str, Any], book: Ledger | None) -> RunReport:
-    """One attempt. What is found at the output is replaced only if it is ours: other content is another job."""
+def _run(source: Entry, output: str, force: bool, options: dict[str, Any], book: Ledger | None) -> tuple[Status, int]:
+    """One attempt: what became of it, and how many frames.
+
+    What is found at the output is replaced only if it is ours: other content is another job.
+    """
     if book is not None:
         book.begin(source)
     try:
         own = made_from(output, source.url)
         state = upscale_video(source.url, output, force=force or own, return_state=True, **options)
-        made = state.result(raise_on_failure=False)
-        if not isinstance(made, RunReport):
-            raise made if isinstance(made, Exception) else FlashvsrError(f"it ended as {state.name}: {state.message}")
+        made = outcome(state, source.url, output)
     except Exception as error:
         lost = _is_of_server(error)
         if book is not None:
@@ -102,6 +105,23 @@ def _run(source: Entry, output: str, force: bool, options: dict[str, Any], book:
     if book is not None:
         book.done(source, output)
     return made
+
+
+def outcome(state: State[Any], source: str, output: str) -> tuple[Status, int]:
+    """What a run of the main flow came to, and how many frames; raises what it failed with.
+
+    Where the server was asked twice (its first answer was lost), the final state comes back without the report; then
+    the one beside the output counts.
+    """
+    try:
+        made = state.result(raise_on_failure=False)
+    except MissingResult:
+        if not (state.is_completed() and made_from(output, source)):
+            raise
+        return "done", int(urls.read_json(report_beside(output))["frames"])
+    if isinstance(made, RunReport):
+        return "already done" if made.status == "already done" else "done", made.frames
+    raise made if isinstance(made, Exception) else FlashvsrError(f"it ended as {state.name}: {state.message}")
 
 
 def _is_of_server(error: BaseException) -> bool:
