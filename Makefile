@@ -39,6 +39,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.bench.scaling stages
 	$(BIN)/python -m tests.bench.scaling workers
 	$(BIN)/python -m tests.bench.hdr
+	$(BIN)/python -m tests.bench.seeing
 
 clean:
 	rm -rf $(VENV) demo

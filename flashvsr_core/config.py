@@ -3,6 +3,7 @@
 The string under each field is its description; deployments show it in their forms.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -18,6 +19,8 @@ LqProjection = Literal["auto", "buffer", "causal"]
 Deinterlace = Literal["auto", "on", "off"]
 UnknownWeights = Literal["refuse", "buffer", "causal"]
 Runner = Literal["auto", "threads", "processes", "dask", "ray"]
+
+NUMBERS = re.compile(r"\d+(,\d+)*")
 
 # Read by pydantic where Prefect validates parameters; a plain dict, so that the core needs no pydantic.
 FORM: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
@@ -44,13 +47,15 @@ class UpscaleParams:
     color_fix: ColorFix = "auto"
     """Colours follow the source: adain (statistics), wavelet (low frequencies) or none; auto: the model's best."""
     precision: Precision = "auto"
-    """Arithmetic of the model; auto: bf16 on GPUs that have it, else fp32."""
+    """Arithmetic of the model; auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on the CPU."""
     attention: Attention = "auto"
     """Attention backend by name; auto: triton on CUDA, torch elsewhere."""
     seed: int = 0
     """Seed of the noise."""
-    scenes: Literal["auto", "off"] | tuple[int, ...] = "auto"
-    """auto: a scene cut starts a fresh stream; off: never; or the first frame of every new scene."""
+    scenes: Literal["auto", "off"] | tuple[int, ...] | str = "auto"
+    """auto: a scene cut starts a fresh stream; off: never; or the first frame of every new scene (10,20).
+
+    Or a file (path or URL) with frame numbers, times or timecodes, one a line; it is read when a job is planned."""
     deinterlace: Deinterlace = "auto"
     """auto: frames that are interlaced become whole pictures (bwdif, one per frame); on: all frames; off: none."""
     preroll: int | Literal["auto"] = "auto"
@@ -71,8 +76,11 @@ class UpscaleParams:
         _within("local_range", self.local_range, 1, 999)
         _within("seed", self.seed, 0, 2**63 - 1)
         if isinstance(self.scenes, str):
-            _one_of("scenes", self.scenes, ("auto", "off"))
-        elif any(b <= a for a, b in zip((0, *self.scenes), self.scenes)):
+            if NUMBERS.fullmatch(self.scenes):  # as a command line has them: 10,20
+                object.__setattr__(self, "scenes", tuple(map(int, self.scenes.split(","))))
+            elif not self.scenes:
+                raise UserError("scenes '' is no choice; give auto, off, or a file with the first frames of scenes")
+        if not isinstance(self.scenes, str) and any(b <= a for a, b in zip((0, *self.scenes), self.scenes)):
             raise UserError(f"scenes {self.scenes} must be rising frame numbers above 0")
         if self.preroll != "auto":
             _within("preroll", self.preroll, 0, 512)
@@ -93,9 +101,20 @@ class UpscaleParams:
         return "refuse" if self.lq_projection == "auto" else self.lq_projection
 
     @property
+    def scenes_file(self) -> str | None:
+        """The file that says where scenes begin, where one was named."""
+        return self.scenes if isinstance(self.scenes, str) and self.scenes not in ("auto", "off") else None
+
+    @property
     def is_resolved(self) -> bool:
         """Whether no field is left to be decided by the machine or the files that are present."""
-        return "auto" not in (self.model, self.color_fix, self.precision, self.attention, self.preroll)
+        return self.scenes_file is None and "auto" not in (
+            self.model,
+            self.color_fix,
+            self.precision,
+            self.attention,
+            self.preroll,
+        )
 
 
 @dataclass(frozen=True)

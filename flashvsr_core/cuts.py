@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from flashvsr_core.errors import UserError
+
 RADIUS = 8  # a cut is the largest change within so many frames either side
 PERSISTENCE = 2  # ... and lasts: a flash of so many frames is over, or was not there, that far from the change
 CONTEXT = RADIUS + PERSISTENCE + 1  # frames either side that a decision may look at
@@ -16,6 +18,10 @@ _THUMB = 32  # sides of the thumbnails compared, pixels
 # 45 levels (of 255) and more, and by 2.6 times and more of what the frames beside them change it; motion and fades by
 # up to 28 levels, but 1.4 times at most.
 _THRESHOLD = 10.0
+# Dark and flat pictures change by less, but by as much of their contrast (standard deviation) as others. Below the
+# floor there is only noise. (tests/bench/scenes.md)
+_OF_CONTRAST = 0.3
+_FLOOR = 1.0
 _STANDS_OUT = 2.0  # times the change of the frames beside it: motion and fades last, a cut does not
 _BESIDE = 2  # frames either side
 
@@ -30,12 +36,14 @@ class MarkedFrame:
 
 
 def mark_cuts(
-    frames: Iterable[np.ndarray], first: int, scenes: Literal["auto", "off"] | tuple[int, ...]
+    frames: Iterable[np.ndarray], first: int, scenes: Literal["auto", "off"] | tuple[int, ...] | str
 ) -> Iterator[MarkedFrame]:
     """Number frames (H W 3, uint8 or uint16) from `first` on and mark cuts; holds `CONTEXT` frames back at most."""
     if scenes == "auto":
         yield from _detect(frames, first)
         return
+    if isinstance(scenes, str) and scenes != "off":
+        raise UserError(f"scenes {scenes!r} is not auto, off or frame numbers; files are read when a job is planned")
     known = frozenset(() if isinstance(scenes, str) else scenes)
     for index, pixels in enumerate(frames, first):
         yield MarkedFrame(index, pixels, index in known)
@@ -60,9 +68,16 @@ def _is_cut(thumbs: dict[int, np.ndarray], index: int, last: int) -> bool:
     around = {i: _change(thumbs, i, last) for i in range(index - RADIUS, index + RADIUS + 1)}
     change = around.pop(index)
     beside = max(around[index + offset] for offset in range(-_BESIDE, _BESIDE + 1) if offset)
-    if change < _THRESHOLD or change < _STANDS_OUT * beside:
+    if change < _FLOOR or change < _STANDS_OUT * beside or change < _least(thumbs, index):
         return False
     return all(change > other or (change == other and i > index) for i, other in around.items())
+
+
+def _least(thumbs: dict[int, np.ndarray], index: int) -> float:
+    """The change that a cut must make at least, from the contrast of the pictures it is between."""
+    if index - 1 not in thumbs:
+        return _THRESHOLD
+    return min(_THRESHOLD, _OF_CONTRAST * max(float(thumbs[i].std()) for i in (index - 1, index)))
 
 
 def _change(thumbs: dict[int, np.ndarray], index: int, last: int) -> float:

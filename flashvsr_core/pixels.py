@@ -1,6 +1,7 @@
 """Pixels in and out of the model: enlargement and padding before it, crop, quantisation and RGB to YUV after it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,19 @@ from flashvsr_core.layout import Planes, YuvLayout
 # Kr, Kb of ITU-R BT.601, BT.709 and BT.2020 (non-constant luminance)
 _LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
 
-Pack = Callable[[Tensor], np.ndarray | Planes]
+
+@dataclass(frozen=True)
+class Pack:
+    """How frames leave the core: `quantise` where they were made, `arrange` on the host once they have arrived there.
+
+    quantise: float T 3 H W in [-1, 1] -> integer tensors. arrange: the same as arrays -> what is handed out.
+    """
+
+    quantise: Callable[[Tensor], tuple[Tensor, ...]]
+    arrange: Callable[[Sequence[np.ndarray]], np.ndarray | Planes]
+
+    def __call__(self, x: Tensor) -> np.ndarray | Planes:
+        return self.arrange([tensor.cpu().numpy() for tensor in self.quantise(x)])
 
 
 def enlarge(frames: Tensor, geometry: Geometry) -> Tensor:
@@ -43,21 +56,16 @@ def rgb_packer(depth: Literal[8, 16]) -> Pack:
     peak = 2**depth - 1
     dtype = torch.uint8 if depth == 8 else torch.uint16
 
-    def pack(x: Tensor) -> np.ndarray:
+    def quantise(x: Tensor) -> tuple[Tensor, ...]:
         levels = ((x.float() + 1) * (peak / 2)).round().clamp(0, peak)
-        return levels.permute(0, 2, 3, 1).contiguous().to(dtype).cpu().numpy()
+        return (levels.to(dtype).permute(0, 2, 3, 1).contiguous(),)
 
-    return pack
+    return Pack(quantise, lambda arrays: arrays[0])
 
 
 def yuv_packer(layout: YuvLayout) -> Pack:
     """Float T 3 H W in [-1, 1] -> planes (Y, U, V), each T h w, uint8 or uint16 with `depth` bits in the low end."""
-
-    def pack(x: Tensor) -> Planes:
-        y, u, v = rgb_to_yuv(x, layout)
-        return y.cpu().numpy(), u.cpu().numpy(), v.cpu().numpy()
-
-    return pack
+    return Pack(lambda x: rgb_to_yuv(x, layout), lambda arrays: (arrays[0], arrays[1], arrays[2]))
 
 
 def grey_packer(depth: Literal[8, 10, 12, 16]) -> Pack:
@@ -65,16 +73,16 @@ def grey_packer(depth: Literal[8, 10, 12, 16]) -> Pack:
     peak = 2**depth - 1
     dtype = torch.uint8 if depth == 8 else torch.uint16
 
-    def pack(x: Tensor) -> np.ndarray:
+    def quantise(x: Tensor) -> tuple[Tensor, ...]:
         levels = ((x.float().mean(dim=1) + 1) * (peak / 2)).round().clamp(0, peak)
-        return levels.to(dtype).cpu().numpy()
+        return (levels.to(dtype),)
 
-    return pack
+    return Pack(quantise, lambda arrays: arrays[0])
 
 
 def changed(pack: Pack, change: Callable[[Tensor], Tensor]) -> Pack:
     """`pack` after `change`, which maps pictures T 3 H W in [-1, 1] to such pictures."""
-    return lambda x: pack(change(x))
+    return replace(pack, quantise=lambda x: pack.quantise(change(x)))
 
 
 def resizer(width: int, height: int) -> Callable[[Tensor], Tensor]:

@@ -63,8 +63,8 @@ class TcDecoderSpec:
     shuffle: bool = False
     condition: bool = True  # whether the first convolution sees the condition beside the latents
     detail: tuple[int, ...] = ()  # 4: the condition's high frequencies are added at 1/4, 2: at 1/2 (with `shuffle`)
-    gate: bool = False  # what comes from the latents multiplies the detail at 1/4, and has no biases
-    leak: float = 0.0  # slope of the first activations below 0
+    leak: float = 0.0  # slope of the activations below 0
+    bare: bool = False  # memory blocks add up without a last activation: nothing on the way of the latents can close
     clamp: float = 3.0  # latents are squashed smoothly to +- this
 
 
@@ -99,18 +99,18 @@ MODELS: dict[str, ModelSpec] = {
     "nano": ModelSpec(
         "nano",
         DitSpec(dim=256, ffn_dim=512, num_heads=2, num_layers=2, freq_dim=64, text_dim=64, in_dim=64, out_dim=64),
-        LqSpec("causal", (64, 128)),
+        LqSpec("causal", (72, 192)),
         TcDecoderSpec(
             channels=(64, 80, 32, 3),
             latent_channels=64,
             residual=0.1,
-            blocks=(0, 3, 2),
+            blocks=(1, 3, 2),
             shuffle=True,
             condition=False,
-            detail=(4, 2),
-            gate=True,
+            detail=(2,),
             leak=0.2,
-            clamp=30.0,
+            bare=True,
+            clamp=250.0,
         ),
         prompt_tokens=8,
         color_fix="none",  # flashvsr_core/assets/nano.md

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice, repeat
 
@@ -10,19 +11,22 @@ import torch
 from torch import Tensor
 
 from flashvsr_core.color import CORRECTIONS
-from flashvsr_core.config import UpscaleParams
+from flashvsr_core.config import Precision, UpscaleParams
 from flashvsr_core.cuts import MarkedFrame, mark_cuts
-from flashvsr_core.errors import FlashvsrError, UserError
+from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import Geometry
+from flashvsr_core.kernels.backends import kernels
 from flashvsr_core.kernels.block_attention import attention_backend
 from flashvsr_core.kernels.block_mask import local_window, top_k
 from flashvsr_core.layout import Planes
 from flashvsr_core.models.dit import Sparsity
-from flashvsr_core.noise import step_noise
+from flashvsr_core.models.tcdecoder import TcDecoder
+from flashvsr_core.noise import NoiseAhead
 from flashvsr_core.pixels import Pack, crop, enlarge, pad, rgb_packer
 from flashvsr_core.registry import ModelSpec
 from flashvsr_core.segments import FIRST_READ, GRID, STEP
 from flashvsr_core.stream import LATENT_PIXELS, Network, StreamState, latents_of, open_stream, step
+from flashvsr_core.transfer import Arriving, send, to_device
 from flashvsr_core.weights import Weights, build_network
 
 log = logging.getLogger(__name__)
@@ -37,7 +41,7 @@ def resolve_params(params: UpscaleParams, spec: ModelSpec, device: torch.device)
     """Replace every `auto` by what this model and device type use, so that all workers of a job do the same."""
     precision = params.precision
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        precision = _natural_precision(device)
     attention = params.attention
     if attention == "auto":
         attention = "triton" if device.type == "cuda" else "torch"
@@ -49,6 +53,13 @@ def resolve_params(params: UpscaleParams, spec: ModelSpec, device: torch.device)
         color_fix=spec.color_fix if params.color_fix == "auto" else params.color_fix,
         preroll=DEFAULT_PREROLL if params.preroll == "auto" else params.preroll,
     )
+
+
+def _natural_precision(device: torch.device) -> Precision:
+    """bf16 on GPUs whose matrix units know it, fp16 on older ones (Turing), fp32 on the CPU."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 class Upscaler:
@@ -73,7 +84,20 @@ class Upscaler:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         net = build_network(weights, DTYPES[resolved.precision], device, resolved.mode)
+        if isinstance(net.decode, TcDecoder) and device.type == "cuda" and resolved.precision != "fp32":
+            net.decode.fuse(kernels(resolved.attention).repeat_pixels)
         return cls(net, weights.spec, resolved, device)
+
+    def sparsity(self, geometry: Geometry) -> Sparsity:
+        """How attention chooses and computes blocks at this size."""
+        rows, columns = geometry.windows
+        topk = top_k(rows * columns, self.params.sparse_ratio, geometry.padded_height, geometry.padded_width)
+        local = local_window(rows, columns, self.params.local_range).to(self.device)
+        return Sparsity(local, topk, attention_backend(self.params.attention), kernels(self.params.attention))
+
+    def stage(self, name: str) -> AbstractContextManager[object]:
+        """Entered around each part of a step; a bench overrides it to measure."""
+        return nullcontext()
 
     def stream(
         self,
@@ -118,18 +142,30 @@ class _Run:
         self.geometry = geometry
         self.pack = pack
         self.emitted_to = 0
-        rows, columns = geometry.windows
-        topk = top_k(rows * columns, self.params.sparse_ratio, geometry.padded_height, geometry.padded_width)
-        local = local_window(rows, columns, self.params.local_range).to(self.device)
-        self.sparsity = Sparsity(local, topk, attention_backend(self.params.attention))
+        self.sparsity = upscaler.sparsity(geometry)
+        self.stage = upscaler.stage
         latent_size = (geometry.padded_height // LATENT_PIXELS, geometry.padded_width // LATENT_PIXELS)
-        self.noise_shape = (upscaler.spec.dit.in_dim, *latent_size)
+        shape = (upscaler.spec.dit.in_dim, *latent_size)
+        self.noise = NoiseAhead(self.params.seed, shape, self.device)
 
     def done(self, stop: int | None) -> bool:
         return stop is not None and self.emitted_to >= stop
 
     def shot(self, shot: Iterator[MarkedFrame], start: int, stop: int | None) -> Iterator[np.ndarray | Planes]:
         """Stream one scene from the grid point at or below its first frame; emit what lies in [start, stop)."""
+        waiting: Arriving | None = None
+        for emission in self._emissions(shot, start, stop):
+            # A GPU works on this step while the frames of the one before are taken off it.
+            if waiting is not None:
+                yield waiting.take()
+            waiting = emission
+            if self.device.type != "cuda":
+                yield waiting.take()
+                waiting = None
+        if waiting is not None:
+            yield waiting.take()
+
+    def _emissions(self, shot: Iterator[MarkedFrame], start: int, stop: int | None) -> Iterator[Arriving]:
         opening = next(shot)
         origin = opening.index // GRID * GRID
         lead = repeat(opening.pixels, opening.index - origin)
@@ -143,33 +179,35 @@ class _Run:
             end += len(read)
             last = read[-1] if read else last
             read += [last] * (want - len(read))
+            frames, finite = self._step(state, read)
             # The input may end with a full read; the next one is then empty and known to be the end.
-            out = self._step(state, read, position)
-            low, high = max(start, position), min(end, position + len(out), stop or end)
+            low, high = max(start, position), min(end, position + len(frames), stop or end)
             if high > low:
-                yield self.pack(out[low - position : high - position])
-            position += len(out)
+                part = slice(low - position, high - position)
+                with self.stage("send"):
+                    sent = send(frames[part], finite[part], self.pack, low, self.params.precision)
+                yield sent
+            position += len(frames)
             self.emitted_to = min(position, end)
             if position >= end or self.done(stop):
                 return
             want = STEP
 
     @torch.inference_mode()
-    def _step(self, state: StreamState, frames: list[np.ndarray], position: int) -> Tensor:
-        """One step: returns the emitted frames T 3 H W float32 in [-1, 1], colour-corrected and cropped."""
-        pixels = torch.from_numpy(np.stack(frames)).to(self.device)
-        source = pad(enlarge(pixels, self.geometry), self.geometry).transpose(0, 1)[None]
-        count = latents_of(len(frames), first_step=state.waiting is None)
-        noise = step_noise(self.params.seed, state.next_latent, count, self.noise_shape).to(self.device, self.dtype)
-        condition, decoded = step(self.net, state, source, noise, self.sparsity)
-        out, reference = (crop(x[0].transpose(0, 1).float(), self.geometry) for x in (decoded, condition))
-        if not torch.isfinite(out).all():
-            bad = next(i for i, frame in enumerate(out) if not torch.isfinite(frame).all())
-            raise FlashvsrError(
-                f"frame {position + bad} came out of the model as NaN or infinity in {self.params.precision}; "
-                f"try --precision fp32"
-            )
-        return CORRECTIONS[self.params.color_fix](out, reference)
+    def _step(self, state: StreamState, frames: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """One step: returns the emitted frames T 3 H W float32 in [-1, 1], colour-corrected and cropped, and for each
+        whether the model gave finite numbers. Nothing waits for the device."""
+        with self.stage("enlarge"):
+            pixels = to_device(frames, self.device)
+            source = pad(enlarge(pixels, self.geometry), self.geometry).transpose(0, 1)[None]
+        with self.stage("noise"):
+            count = latents_of(len(frames), first_step=state.waiting is None)
+            noise = self.noise.take(state.next_latent, count, latents_of(STEP, first_step=False)).to(self.dtype)
+        with self.stage("model"):
+            condition, decoded = step(self.net, state, source, noise, self.sparsity)
+        with self.stage("color"):
+            out, reference = (crop(x[0].transpose(0, 1).float(), self.geometry) for x in (decoded, condition))
+            return CORRECTIONS[self.params.color_fix](out, reference), out.isfinite().flatten(1).all(dim=1)
 
 
 def _same_depth(frame: np.ndarray) -> Pack:

@@ -102,6 +102,9 @@ def build_network(weights: Weights, dtype: torch.dtype, device: torch.device, mo
     tensors = weights.tcdecoder if mode == "tiny" else weights.vae or {}
     for name, module, part in (("dit", dit, weights.dit), ("lq_proj", lq, weights.lq_proj), (mode, decoder, tensors)):
         _assign(name, module, part, dtype, device)
+    # Weights are laid out anew for speed; keys and values stay as published.
+    dit.fuse()
+    lq.fuse()
     prompt = {"prompt": weights.prompt.to(device).to(dtype)}
     _check_finite("prompt", prompt, {"prompt": weights.prompt})
     with torch.inference_mode():

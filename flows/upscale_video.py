@@ -141,6 +141,8 @@ def _checked(request: Request, compute: ComputeParams, reference: str | None) ->
     """`compute` with this machine's folders; refuses every place outside of its roots before anything is looked at."""
     roots = settings.roots()
     roots.check("source", request.source)
+    if request.params.scenes_file is not None:
+        roots.check("scenes", request.params.scenes_file)
     for place in (request.output_url, report_beside(request.output_url), page_beside(request.output_url)):
         roots.check("output", place)
     if reference is not None:

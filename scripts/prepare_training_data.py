@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from flashvsr_core.training.camera import draw_path, pyramid, render
-from flashvsr_core.training.degrade import plain
+from flashvsr_core.training.degrade import plain, random_steps
 
 DEBIAN = ("plasma-workspace-wallpapers", "mate-backgrounds", "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04")
 PHOTOS = (
@@ -63,7 +63,10 @@ TRAILER = "docs/_static/medias/getting_started/moviepy_10_minutes/trailer_bbb.mp
 LONG_SIDE = 1920
 QUALITY = 92
 CRF = (20, 26, 32)
-CODED_CLIPS, CODED_FRAMES, CODED_SIZE, SCALE = 84, 41, 256, 4
+CODED_CLIPS, CODED_FRAMES, CODED_SIZE, SCALE = 140, 41, 256, 4
+EVAL_FRAMES, EVAL_SIZE = 69, 384  # of clips made from held-out material
+WORN_FILM, WORN_CRF = "crf23-worn", 23  # blur, noise, JPEG and resizing came before H.264, another draw each 40 frames
+WORN_FRAMES, WORN_SHARE = 40, 0.5  # share of the photographs' clips that are treated so too
 
 
 def main() -> None:
@@ -133,12 +136,17 @@ def _photo(path: Path) -> Image.Image:
 
 
 def _code_film(folder: Path) -> None:
-    """The trailer at a quarter of its size, compressed by H.264 at several qualities."""
+    """The trailer at a quarter of its size, compressed by H.264 at several qualities, once after other damage."""
     truth = decode(folder / "trailer.mp4")
     small = [plain(torch.from_numpy(frame).permute(2, 0, 1)[None] / 255, SCALE)[0] for frame in truth]
     frames = [(frame * 255).round().byte().permute(1, 2, 0).contiguous().numpy() for frame in small]
     for crf in CRF:
         _encode(folder / f"crf{crf}.mp4", frames, crf)
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    worn = [random_steps(part, rng) for part in torch.stack(small).split(WORN_FRAMES)]
+    frames = (torch.cat(worn) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    _encode(folder / f"{WORN_FILM}.mp4", frames, WORN_CRF)
 
 
 def _code_photos(small: Path) -> None:
@@ -149,6 +157,9 @@ def _code_photos(small: Path) -> None:
         levels = pyramid(_tensor(small / "photos" / f"{names[seed % len(names)]}.jpg"))
         path = draw_path(np.random.default_rng(seed), CODED_FRAMES, levels[0].shape[-2:], CODED_SIZE)
         clip = plain(render(levels, path, CODED_SIZE), SCALE)
+        rng = np.random.default_rng([seed, 1])
+        torch.manual_seed(seed)
+        clip = random_steps(clip, rng) if rng.random() < WORN_SHARE else clip
         frames = (clip * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
         _encode(
             small / "coded" / f"{seed:03d}-{names[seed % len(names)]}.mp4", frames, CRF[seed // len(names) % len(CRF)]
@@ -201,12 +212,24 @@ def unpack(small: Path, cache: Path) -> None:
     for folder in ("film", "coded", "eval"):
         for path in sorted((small / folder).glob("*.mp4")):
             np.save(cache / folder / f"{path.stem}.npy", decode(path))
+    _make_eval(cache)
     index = {
         "photos": [name for name in PHOTOS if name not in HELD_OUT], "held_out": HELD_OUT,
-        "shots": SHOTS, "held_out_shots": HELD_OUT_SHOTS, "film": [f"crf{crf}" for crf in CRF],
+        "shots": SHOTS, "held_out_shots": HELD_OUT_SHOTS, "film": [*(f"crf{crf}" for crf in CRF), WORN_FILM],
         "coded": [[p.stem, p.stem[4:], int(p.stem[:3])] for p in sorted((small / "coded").glob("*.mp4"))],
     }  # fmt: skip
     (cache / "cache.json").write_text(json.dumps(index, indent=1))
+
+
+def _make_eval(cache: Path) -> None:
+    """Clips for evaluation beside the films: cameras over photographs held out, and a second shot held out."""
+    for seed, name in enumerate(HELD_OUT):
+        photo = torch.from_numpy(np.load(cache / "photos" / f"{name}.npy")).permute(2, 0, 1) / 255
+        path = draw_path(np.random.default_rng(1000 + seed), EVAL_FRAMES, photo.shape[-2:], EVAL_SIZE)
+        clip = render(pyramid(photo), path, EVAL_SIZE)
+        np.save(cache / "eval" / f"{name}.npy", (clip * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy())
+    first = HELD_OUT_SHOTS[1][0]
+    np.save(cache / "eval" / "forest.npy", np.load(cache / "film" / "trailer.npy")[first : first + EVAL_FRAMES])
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ class Folder:
     def _output_name(self, name: str) -> str:
         directory, slash, last = name.rpartition("/")
         stem = last.rpartition(".")[0] or last
-        return f"{directory}{slash}{stem}_{self.scale}x.{self.container}"
+        return f"{directory}{slash}{urls.fitting(stem, f'_{self.scale}x.{self.container}')}"
 
     def _is_output(self, url: str) -> bool:
         return self.output_root is not None and not self.is_beside and is_below(url, self.output_root)
@@ -143,7 +143,8 @@ def _matches(name: str, glob: str | None) -> bool:
 
 
 def _report_of(name: str) -> str:
-    return f"{name.rpartition('.')[0]}{REPORT}"
+    directory, slash, last = name.rpartition("/")
+    return f"{directory}{slash}{urls.fitting(last.rpartition('.')[0], REPORT)}"
 
 
 def _is_reported(entry: Entry) -> bool:

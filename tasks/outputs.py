@@ -83,8 +83,9 @@ def _default(source: str, scale: int, container: Container) -> str:
         kind = container
         if is_image(name) and container == NOTHING_SAID:
             kind = cast(Container, STILL_OUTPUT.get(name.rpartition(".")[2].lower(), "png"))
+    stem = FRAME_NUMBER.sub(lambda match: match[0].replace("%", "_"), stem)  # of the source's name, and no pattern
     pattern = f"_{DEFAULT_PATTERN}" if is_images(kind) and not (is_image(name) and not is_image_source(source)) else ""
-    return urls.join(urls.parent(source), f"{stem}_{scale}x{pattern}.{kind}")
+    return urls.join(urls.parent(source), urls.fitting(stem, f"_{scale}x{pattern}.{kind}"))
 
 
 def container_of(output: str) -> Container:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from prefect import task
@@ -43,7 +43,7 @@ PIXELS = 2  # raised by hand when the same parameters give other pixels
 BYTES = 1  # raised by hand when the same pixels are encoded otherwise
 
 _OTHER_SCALES = {
-    "nano": "nano was trained for scale 4; at 2 it is 1.6 dB worse than bicubic enlargement, at 3 hardly better",
+    "nano": "nano is for scale 4; at 2 and 3 it may help damaged input, but is 0.2 to 5 dB below bicubic on clean",
     "published": "the published models were trained for scale 4; at 2 and 3 faces and small text may distort",
 }
 
@@ -260,15 +260,16 @@ def bytes_needed(plan: JobPlan) -> int:
     return int(2 * plan.info.frames * geometry.out_width * geometry.out_height * bits / 8)
 
 
-def _scenes(params: UpscaleParams, whole: VideoInfo, first: int, stop: int) -> Literal["auto", "off"] | tuple[int, ...]:
+def _scenes(params: UpscaleParams, whole: VideoInfo, first: int, stop: int) -> str | tuple[int, ...]:
     """Scenes as the job needs them: given ones are frames of the source, which may be trimmed."""
-    if isinstance(params.scenes, str):
-        return params.scenes
-    if params.scenes and params.scenes[-1] >= whole.frames:
+    scenes = sources.read_scenes(params.scenes_file, whole) if params.scenes_file else params.scenes
+    if isinstance(scenes, str):
+        return scenes
+    if scenes and scenes[-1] >= whole.frames:
         raise UserError(
-            f"scene cut at frame {params.scenes[-1]} lies beyond the video's {whole.frames} frames; correct --scenes"
+            f"scene cut at frame {scenes[-1]} lies beyond the video's {whole.frames} frames; correct --scenes"
         )
-    return tuple(cut - first for cut in params.scenes if first < cut < stop)
+    return tuple(cut - first for cut in scenes if first < cut < stop)
 
 
 def _notes(info: VideoInfo, encode: EncodeParams, params: UpscaleParams, fps: str | None) -> tuple[str, ...]:

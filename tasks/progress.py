@@ -240,7 +240,7 @@ class RunProgress(logging.Handler):
         heapq.heapify(devices)
         for segment in segments:
             if segment.state in ("waiting", "failed"):  # the device that is free first takes it
-                heapq.heapreplace(devices, devices[0] + segment.frames * per_frame + beginning)
+                heapq.heapreplace(devices, devices[0] + max(0.0, segment.frames * per_frame + beginning))
         return max(devices) + tail
 
     def _speed(self, segments: tuple[SegmentProgress, ...]) -> tuple[float, float] | None:
@@ -252,7 +252,8 @@ class RunProgress(logging.Handler):
         if frames:
             per_frame = sum(s.last - s.first for s in steady) / frames
             costs = [s.first - s.began - s.first_frames * per_frame for s in later]
-            return per_frame, max(0.0, sum(costs) / len(costs)) if costs else self.plan.preroll * per_frame
+            # May be below zero: where the last step of a segment is short, a frame looks dear and a beginning cheap.
+            return per_frame, sum(costs) / len(costs) if costs else self.plan.preroll * per_frame
         whole = [s for s in later or begun if s.state == "done"]  # so short that their frames came all at once
         return (sum(s.last - s.began for s in whole) / sum(s.frames for s in whole), 0.0) if whole else None
 

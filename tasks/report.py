@@ -101,7 +101,7 @@ _outputs: TypeAdapter[OutputFile] = TypeAdapter(OutputFile)
 def report_beside(output_url: str) -> str:
     """Where the report of an output stands: `clip_4x.mp4` has `clip_4x.report.json`."""
     stem = urls.name(output_url).rpartition(".")[0].removesuffix(".manifest")
-    return urls.join(urls.parent(output_url), f"{stem}.report.json")
+    return urls.join(urls.parent(output_url), urls.fitting(stem, ".report.json"))
 
 
 @dataclass(frozen=True)

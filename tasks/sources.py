@@ -6,6 +6,8 @@ from pathlib import Path
 
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import BadInput, UserError
+from tasks.media.probe import VideoInfo
+from tasks.media.scenes import LARGEST, parse_scenes
 from tasks.media.sequence import find_images, is_sequence
 from tasks.storage import fingerprint as fingerprints
 from tasks.storage import urls
@@ -69,3 +71,16 @@ def check_unchanged(source: str, expected: str, cache_dir: Path) -> None:
         raise UserError(f"{source} has disappeared while it was processed; put it back and run again") from error
     if found != expected:
         raise UserError(f"{source} changed while it was processed; run again to start on the new content")
+
+
+def read_scenes(url: str, whole: VideoInfo) -> tuple[int, ...]:
+    """The first frames of scenes from a list (`parse_scenes`); UserError where it cannot be read."""
+    try:
+        if (size := urls.size(url)) > LARGEST:
+            raise UserError(f"scenes {url} has {size} bytes, allowed are {LARGEST}; is it a list of scenes?")
+        text = urls.read_bytes(url).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"scenes {url!r} is neither auto nor off, and no such file exists; correct --scenes") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"scenes {url} is no text; give a list of frame numbers or times, one a line") from error
+    return parse_scenes(text, f"scenes {url}", whole)

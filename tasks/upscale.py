@@ -3,7 +3,8 @@
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, rgb_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
 from tasks import stop
+from tasks.ahead import Ahead
 from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
 from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
@@ -37,6 +39,10 @@ from tasks.storage.jobs import Job, SegmentResult
 from tasks.workers import Released, WorkerDied, workers
 
 log = logging.getLogger(__name__)
+
+_DECODED_AHEAD = 4  # items of `read_frames` that wait for the model
+_CHUNKS_AHEAD = 2  # chunks of the model's output that wait for the encoder
+_NOTICEABLE = 0.1  # share of the time that the model may wait for the encoder before it is worth a word
 
 
 class SegmentKey(CachePolicy):
@@ -128,10 +134,19 @@ def _make(
         tell(SegmentStarted(segment.index, segment.frames, beat.device, beat.worker, beat.attempt))
         memory = PeakMemory(device)
         upscaler = loaded_upscaler(plan.params, plan.digests, compute, device)
-        chunks = _chunks(plan, segment, upscaler, source, memory, heart)
-        write: Any = images.encode_images if images.is_images(plan.encode.container) else encode_segment
-        encoded = write(chunks, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
+        # Three at work at once: a thread decodes, one drives the model, and this one encodes.
+        with ExitStack() as threads:
+            planes = _planes(plan, segment, upscaler, source, threads)
+            chunks = threads.enter_context(Ahead(planes, _CHUNKS_AHEAD, "model"))
+            told = _told(chunks, segment, memory, heart)
+            write: Any = images.encode_images if images.is_images(plan.encode.container) else encode_segment
+            encoded = write(told, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
         seconds = time.monotonic() - begun
+        if chunks.blocked > _NOTICEABLE * seconds:
+            log.info(
+                "segment %d: the model waited %.1f of %.1f s for the encoder; a faster --preset would be quicker",
+                segment.index, chunks.blocked, seconds,
+            )  # fmt: skip
     released()
     if encoded.frames != segment.frames:
         raise FlashvsrError(
@@ -160,8 +175,8 @@ def _make(
     return result
 
 
-def _chunks(
-    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, memory: PeakMemory, heart: Heart
+def _planes(
+    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, threads: ExitStack
 ) -> Iterator[np.ndarray | Planes]:
     """The segment's planes (RGB or RGBA for images), straight from source frames through the model; transparency
     goes through it as a picture of its own."""
@@ -172,9 +187,36 @@ def _chunks(
     else:
         layout = layout_of(plan.encode, plan.info)
         colour_pack, alpha_pack = yuv_packer(layout), grey_packer(layout.depth)
-    chunks = _pictures(plan, segment, upscaler, source, colour_pack, "colour")
+    chunks = _pictures(plan, segment, upscaler, source, threads, colour_pack, "colour")
     if has_alpha(plan.encode.pix_fmt):
-        chunks = _with_alpha(chunks, _pictures(plan, segment, upscaler, source, alpha_pack, "alpha"))
+        chunks = _with_alpha(chunks, _pictures(plan, segment, upscaler, source, threads, alpha_pack, "alpha"))
+    return chunks
+
+
+def _pictures(
+    plan: JobPlan,
+    segment: SegmentPlan,
+    upscaler: Upscaler,
+    source: Path,
+    threads: ExitStack,
+    pack: Pack,
+    channel: Channel,
+) -> Iterator[np.ndarray | Planes]:
+    """One channel of the segment through the model, made into what `pack` makes, at the final size."""
+    preroll = plan.params.preroll
+    assert isinstance(preroll, int), "a plan's parameters are resolved"
+    first, end = reading_range(segment, preroll, CONTEXT, plan.info.frames)
+    # PQ and HLG pictures go through as they are coded: every curve tried instead did worse (tests/bench/hdr.md).
+    decoded = read_frames(source, plan.info, first, end, deinterlace=plan.params.deinterlace, channel=channel)
+    frames = threads.enter_context(Ahead(decoded, _DECODED_AHEAD, f"decode {channel}"))
+    pack = changed(pack, resizer(plan.geometry.out_width, plan.geometry.out_height))
+    return upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack)
+
+
+def _told(
+    chunks: Iterable[np.ndarray | Planes], segment: SegmentPlan, memory: PeakMemory, heart: Heart
+) -> Iterator[np.ndarray | Planes]:
+    """The same chunks; each is looked at and told of when the encoder takes it."""
     for planes in chunks:
         stop.within_segment()
         memory.look()
@@ -182,19 +224,6 @@ def _chunks(
         heart.count(count, memory.bytes)
         tell(FramesDone(segment.index, count, memory.bytes))
         yield planes
-
-
-def _pictures(
-    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, pack: Pack, channel: Channel
-) -> Iterator[np.ndarray | Planes]:
-    """One channel of the segment through the model, made into what `pack` makes, at the final size."""
-    preroll = plan.params.preroll
-    assert isinstance(preroll, int), "a plan's parameters are resolved"
-    first, end = reading_range(segment, preroll, CONTEXT, plan.info.frames)
-    # PQ and HLG pictures go through as they are coded: every curve tried instead did worse (tests/bench/hdr.md).
-    frames = read_frames(source, plan.info, first, end, deinterlace=plan.params.deinterlace, channel=channel)
-    pack = changed(pack, resizer(plan.geometry.out_width, plan.geometry.out_height))
-    return upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack)
 
 
 def _with_alpha(

@@ -187,6 +187,11 @@ class Workers:
         self._everyone.add(worker)
         return worker
 
+    @property
+    def is_idle(self) -> bool:
+        with self._changed:
+            return not self._waiting and not any(worker.is_taken or worker.calls for worker in self._everyone)
+
     def processes(self) -> list[int]:
         """The pids of those that run."""
         return [worker.process.pid for worker in self._everyone if worker.is_alive]
@@ -205,11 +210,10 @@ _making = threading.Lock()
 
 
 def workers(pins: tuple[str | None, ...]) -> Workers:
-    """This process's workers for `pins`; they stay, with their models, until other ones are asked for."""
+    """This process's workers for `pins`; they stay, with their models, until other ones are needed."""
     with _making:
         if pins not in _pools:
-            for other in _pools.values():
-                other.close()  # their models' memory is needed
-            _pools.clear()
+            for other in [pins for pins, pool in _pools.items() if pool.is_idle]:
+                _pools.pop(other).close()  # their models' memory is needed
             _pools[pins] = Workers(pins)
         return _pools[pins]

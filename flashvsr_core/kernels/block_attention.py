@@ -1,6 +1,8 @@
 """Block-sparse attention: each window of 128 queries sees the selected windows of 128 keys."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,18 +10,45 @@ from torch import Tensor
 
 from flashvsr_core.errors import UserError
 
-BlockAttention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class BlockList:
+    """Selected blocks without a mask: how many key windows each query window sees, and their numbers, ascending.
+
+    counts: int32 B heads Wq; indices: int32 B heads Wq Wk, of which the first `counts` of a row are set.
+    """
+
+    counts: Tensor
+    indices: Tensor
+
+    def mask(self) -> Tensor:
+        """The same as bool B heads Wq Wk, for comparisons."""
+        windows = self.indices.shape[-1]
+        listed = torch.arange(windows, device=self.counts.device) < self.counts[..., None]
+        rows = torch.zeros(*self.indices.shape[:-1], windows + 1, dtype=torch.bool, device=self.counts.device)
+        place = self.indices.long().where(listed, torch.full_like(self.indices, windows).long())
+        return rows.scatter_(-1, place, True)[..., :windows]
 
 
-def attend_torch(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor) -> Tensor:
+def as_list(mask: Tensor) -> BlockList:
+    """A bool mask B heads Wq Wk as a list, in plain PyTorch."""
+    indices = mask.int().argsort(dim=-1, descending=True, stable=True)
+    return BlockList(mask.sum(-1, dtype=torch.int32), indices.int())
+
+
+Blocks = Tensor | BlockList
+BlockAttention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # the last: Blocks of a kind that it knows
+
+
+def attend_torch(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
     """Reference in plain PyTorch, computing only selected blocks.
 
-    q: B heads Wq 128 d; k, v: B heads Wk 128 d; blocks: bool B heads Wq Wk. Returns B heads Wq 128 d. A query
-    window with nothing selected gives zeros.
+    q: B heads Wq 128 d; k, v: B heads Wk 128 d; blocks: bool B heads Wq Wk, or the same as a list. Returns B heads
+    Wq 128 d. A query window with nothing selected gives zeros.
     """
     out = torch.zeros_like(q)
     batch, heads, windows = q.shape[:3]
-    blocks = blocks.cpu()
+    blocks = (blocks.mask() if isinstance(blocks, BlockList) else blocks).cpu()
     for b in range(batch):
         for h in range(heads):
             for w in range(windows):

@@ -4,15 +4,17 @@ Apart from block_attention.py, because Triton must be imported before its kernel
 have none.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flashvsr_core.errors import UserError
+from flashvsr_core.kernels.block_attention import BlockList, Blocks
+from flashvsr_core.kernels.token_ops_triton import on
 
 WINDOW = 128  # tokens of a query or key window
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -29,8 +31,8 @@ class Tile:
     stages: int
 
 
-# Measured in tests/bench/full_size.md. Tiles of fp32 are twice as large.
-HALF = Tile(keys=64, warps=4, stages=2)
+# Measured in tests/bench/speed.md. Tiles of fp32 are twice as large.
+HALF = Tile(keys=128, warps=8, stages=2)
 SINGLE = Tile(keys=32, warps=8, stages=1)
 
 
@@ -46,79 +48,108 @@ def _list_blocks(mask, counts, indices, windows, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _order_rows(counts, order, windows, WIDTH: tl.constexpr):
+    """Query windows of a head by falling number of blocks: long programs that start late would leave the rest idle."""
+    window, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    at = tl.arange(0, WIDTH)
+    others = tl.load(counts + head * windows + at, mask=at < windows, other=-1)
+    own = tl.load(counts + head * windows + window)
+    before = (others > own) | ((others == own) & (at < window))
+    tl.store(order + head * windows + tl.sum(before.to(tl.int32), 0), window)
+
+
+@triton.jit
 def _attend(
-    q, k, v, out, counts, indices,
-    k_batch, k_head, v_batch, v_head, heads, query_windows, key_windows, scale,
+    q, k, v, out, counts, indices, order, k_batch, k_head, v_batch, v_head, heads, query_windows, key_windows, scale,
     TOKENS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    window, head = tl.program_id(0), tl.program_id(1)
+    """k and v are descriptors of tensors of rows of DIM; strides k_batch, ... count such rows."""
+    head = tl.program_id(1)
+    window = tl.load(order + head.to(tl.int64) * query_windows + tl.program_id(0))
     row = head.to(tl.int64) * query_windows + window
     rows = tl.arange(0, TOKENS)
     columns = tl.arange(0, DIM)
-    keys = tl.arange(0, KEYS)
-    own = row * TOKENS * DIM + rows[:, None] * DIM + columns[None, :]
-    k += (head // heads).to(tl.int64) * k_batch + (head % heads).to(tl.int64) * k_head
-    v += (head // heads).to(tl.int64) * v_batch + (head % heads).to(tl.int64) * v_head
-    queries = tl.load(q + own)
+    # The result is by token, as the layer that follows wants it: B Wq 128 heads d.
+    tokens = ((head // heads).to(tl.int64) * query_windows + window) * TOKENS + rows
+    target = (tokens * heads + head % heads)[:, None] * DIM + columns[None, :]
+    k_first = (head // heads) * k_batch + (head % heads) * k_head
+    v_first = (head // heads) * v_batch + (head % heads) * v_head
+    queries = tl.load(q + row * TOKENS * DIM + rows[:, None] * DIM + columns[None, :])
     count = tl.load(counts + row)
     result = tl.zeros([TOKENS, DIM], tl.float32)
     total = tl.zeros([TOKENS], tl.float32)
     peak = tl.full([TOKENS], float("-inf"), tl.float32)
     PARTS: tl.constexpr = TOKENS // KEYS
     for i in range(count * PARTS):
-        block = tl.load(indices + row * key_windows + i // PARTS).to(tl.int64)
-        first = (block * TOKENS + (i % PARTS) * KEYS) * DIM
-        key = tl.load(k + first + keys[None, :] * DIM + columns[:, None])
-        scores = tl.dot(queries, key, input_precision=PRECISION) * scale
+        first = tl.load(indices + row * key_windows + i // PARTS) * TOKENS + (i % PARTS) * KEYS
+        key = k.load([k_first + first, 0])
+        scores = tl.dot(queries, tl.trans(key), input_precision=PRECISION)
+        # Maxima before scaling: then scale and difference are one fused multiply-add.
         higher = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(peak - higher)
+        weights = tl.exp2(scores * scale - (higher * scale)[:, None])
+        shrink = tl.exp2((peak - higher) * scale)
         total = total * shrink + tl.sum(weights, 1)
-        value = tl.load(v + first + keys[:, None] * DIM + columns[None, :])
+        value = v.load([v_first + first, 0])
         result = tl.dot(weights.to(value.dtype), value, result * shrink[:, None], input_precision=PRECISION)
         peak = higher
     # Nothing selected: total is 0 and the result stays zero.
     result = result / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(out + own, result.to(out.dtype.element_ty))
+    tl.store(out + target, result.to(out.dtype.element_ty))
 
 
-def attend_triton(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor) -> Tensor:
+def attend_triton(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
     """What `attend_torch` computes, in one launch over lists of selected blocks; softmax and sums in float32.
 
     q: B heads Wq 128 d; k, v: B heads Wk 128 d, contiguous from the windows on (a head's windows may be the start of a
-    longer buffer); blocks: bool B heads Wq Wk. bf16, fp16 or fp32; d 16, 32, 64 or 128. Returns B heads Wq 128 d.
+    longer buffer); blocks: a list, or bool B heads Wq Wk. bf16, fp16 or fp32; d 16, 32, 64 or 128. Returns
+    B heads Wq 128 d, which lies in memory as B Wq 128 heads d.
     """
     tokens, dim = q.shape[-2:]
     if q.dtype not in _DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         raise UserError(f"attention 'triton' has no kernel for {q.dtype}; use --precision bf16, fp16 or fp32")
     if dim not in _HEAD_DIMS or tokens != WINDOW:
         raise UserError(f"attention 'triton' has no kernel for heads of {dim} and windows of {tokens}; use 'torch'")
-    counts, indices = list_blocks(blocks)
-    return launch(q, k, v, counts, indices, HALF if q.element_size() == 2 else SINGLE)
+    if isinstance(blocks, Tensor):
+        blocks = list_blocks(blocks)
+    return launch(q, k, v, blocks, HALF if q.element_size() == 2 else SINGLE)
 
 
-def launch(q: Tensor, k: Tensor, v: Tensor, counts: Tensor, indices: Tensor, tile: Tile) -> Tensor:
-    """The kernel alone, on lists made by `list_blocks`."""
+def launch(q: Tensor, k: Tensor, v: Tensor, blocks: BlockList, tile: Tile) -> Tensor:
+    """The kernel alone."""
     batch, heads, query_windows, tokens, dim = q.shape
     q = q.contiguous()
     k, v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
-    out = torch.empty_like(q)
-    with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
+    out = q.new_empty(batch, query_windows, tokens, heads, dim)
+    order = torch.empty_like(blocks.counts)
+    with on(q):
+        _order_rows[(query_windows, batch * heads)](
+            blocks.counts, order, query_windows, WIDTH=triton.next_power_of_2(query_windows)
+        )
         _attend[(query_windows, batch * heads)](
-            q, k, v, out, counts, indices,
-            k.stride(0), k.stride(1), v.stride(0), v.stride(1), heads, query_windows, k.shape[2],
-            dim**-0.5 * _LOG2_E, TOKENS=tokens, KEYS=tile.keys, DIM=dim, PRECISION="ieee",
+            q, _rows(k, tile.keys), _rows(v, tile.keys), out, blocks.counts, blocks.indices, order,
+            k.stride(0) // dim, k.stride(1) // dim, v.stride(0) // dim, v.stride(1) // dim, heads, query_windows,
+            k.shape[2], dim**-0.5 * _LOG2_E, TOKENS=tokens, KEYS=tile.keys, DIM=dim, PRECISION="ieee",
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
-    return out
+    return out.permute(0, 3, 1, 2, 4)
 
 
-def list_blocks(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Bool B heads Wq Wk -> selected blocks per row (B heads Wq, int32) and their numbers in front (..., Wk, int32)."""
+def _rows(x: Tensor, count: int) -> TensorDescriptor:
+    """A tensor B heads W 128 d, between whose heads there may be room, as rows of d of which `count` are read at once.
+
+    Hopper and later read such tiles by their copy engine; for others Triton computes addresses.
+    """
+    batch, heads, windows, tokens, dim = x.shape
+    rows = ((batch - 1) * x.stride(0) + (heads - 1) * x.stride(1)) // dim + windows * tokens
+    return TensorDescriptor(x, [rows, dim], [dim, 1], [count, dim])
+
+
+def list_blocks(blocks: Tensor) -> BlockList:
+    """A bool mask B heads Wq Wk as a list."""
     *rows, windows = blocks.shape
     counts = torch.empty(rows, dtype=torch.int32, device=blocks.device)
     indices = torch.empty(blocks.shape, dtype=torch.int32, device=blocks.device)
     _list_blocks[(counts.numel(),)](
         blocks.contiguous().view(torch.uint8), counts, indices, windows, WIDTH=triton.next_power_of_2(windows)
     )
-    return counts, indices
+    return BlockList(counts, indices)

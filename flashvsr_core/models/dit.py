@@ -12,20 +12,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from flashvsr_core.kernels.backends import REFERENCE, Kernels
 from flashvsr_core.kernels.block_attention import BlockAttention
-from flashvsr_core.kernels.block_mask import pool, select_blocks
-from flashvsr_core.models.layers import (
-    RmsNorm,
-    layer_norm,
-    modulate,
-    rope_angles,
-    rotate,
-    sinusoidal_embedding,
-)
+from flashvsr_core.kernels.block_mask import pool
+from flashvsr_core.kernels.token_ops import WINDOW_TOKENS
+from flashvsr_core.models.layers import RmsNorm, rope_angles, sinusoidal_embedding
 from flashvsr_core.registry import DitSpec
 
 WINDOW = (2, 8, 8)  # tokens of one attention window: latent frames, rows, columns
-WINDOW_TOKENS = 128
+assert WINDOW[0] * WINDOW[1] * WINDOW[2] == WINDOW_TOKENS
 _TIMESTEP = 1000.0
 
 _AXES = dict(zip("arc", WINDOW))
@@ -33,11 +28,12 @@ _AXES = dict(zip("arc", WINDOW))
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How attention chooses blocks: local window matrix (n x n windows of a slice), top-k, and the backend."""
+    """How attention chooses blocks: local window matrix (n x n windows of a slice), top-k, and the backends."""
 
     local: Tensor
     topk: int
     attend: BlockAttention
+    kernels: Kernels = REFERENCE
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,21 @@ class KvRing:
         if self.buffers is None:
             self._open(new, k.shape[2] // windows, windows)
             return new
+        for place, tensor in zip(self.room(windows) or (), new):
+            place.copy_(tensor)
+        return self.advance(windows)
+
+    def room(self, windows: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Where the next slice's keys, values and pooled keys go; None in a stream's first step."""
+        if self.buffers is None:
+            return None
         start = self.next * windows
-        for buffer, tensor in zip(self.buffers, new):
-            buffer[:, :, start : start + windows].copy_(tensor)
+        k, v, pooled = (buffer[:, :, start : start + windows] for buffer in self.buffers)
+        return k, v, pooled
+
+    def advance(self, windows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Count the slice that was written into `room`; return all visible keys, values and pooled keys."""
+        assert self.buffers is not None
         self.filled = max(self.filled, self.next + 1)
         self.next = (self.next + 1) % self.slots
         visible = self.filled * windows
@@ -94,21 +102,32 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(spec.dim, spec.dim) for _ in range(4))
         self.norm_q = RmsNorm(spec.dim, spec.eps)
         self.norm_k = RmsNorm(spec.dim, spec.eps)
+        self.fused: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ring: KvRing, sparsity: Sparsity) -> Tensor:
-        q = self._windows(rotate(self._heads(self.norm_q(self.q(x))), cos, sin))
-        k = self._windows(rotate(self._heads(self.norm_k(self.k(x))), cos, sin))
-        v = self._windows(self._heads(self.v(x)))
-        keys, values, pooled = ring.push(k, v, sparsity.local.shape[0])
-        blocks = select_blocks(pool(q), pooled, sparsity.local, sparsity.topk)
+    def fuse(self) -> None:
+        """Put the weights of q, k and v side by side, so that they are one product; keys and values stay as they are.
+
+        To be called when the weights are in place: loading others into the module afterwards would not be seen.
+        """
+        parts = (self.q, self.k, self.v)
+        self.fused = (torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
+        for part, weight, bias in zip(parts, *(tensor.chunk(3) for tensor in self.fused)):
+            part.weight, part.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], ring: KvRing, sparsity: Sparsity) -> Tensor:
+        kernels, windows = sparsity.kernels, sparsity.local.shape[0]
+        room = ring.room(windows) if kernels.in_place else None
+        weights = self.norm_q.weight, self.norm_k.weight
+        q, k, v, pooled_q = kernels.windows(*self._project(x), weights, rope, self.heads, self.norm_q.eps, room)
+        keys, values, pooled = ring.push(k, v, windows) if room is None else ring.advance(windows)
+        blocks = kernels.select(pooled_q, pooled, sparsity.local, sparsity.topk)
         out = sparsity.attend(q, keys, values, blocks)
         return self.o(rearrange(out, "b h w t d -> b (w t) (h d)"))
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b s (h d) -> b s h d", h=self.heads)
-
-    def _windows(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b (w t) h d -> b h w t d", t=WINDOW_TOKENS).contiguous()
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.fused is None:
+            return self.q(x), self.k(x), self.v(x)
+        return F.linear(x, *self.fused).chunk(3, dim=-1)
 
 
 class CrossAttention(nn.Module):
@@ -125,8 +144,8 @@ class CrossAttention(nn.Module):
         """Keys and values of the embedded prompt (1 tokens C): each 1 heads tokens d."""
         return self._heads(self.norm_k(self.k(context))), self._heads(self.v(context))
 
-    def forward(self, x: Tensor, prompt: tuple[Tensor, Tensor]) -> Tensor:
-        q = self._heads(self.norm_q(self.q(x)))
+    def forward(self, x: Tensor, prompt: tuple[Tensor, Tensor], kernels: Kernels) -> Tensor:
+        q = self._heads(kernels.rms_norm(self.q(x), self.norm_q.weight, self.norm_q.eps))
         k, v = (t.expand(q.shape[0], -1, -1, -1) for t in prompt)
         return self.o(rearrange(F.scaled_dot_product_attention(q, k, v), "b h s d -> b s (h d)"))
 
@@ -149,31 +168,34 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        y: Tensor,
         modulation: Tensor,
+        following: tuple[Tensor, Tensor],
         prompt: tuple[Tensor, Tensor],
         rope: tuple[Tensor, Tensor],
         ring: KvRing,
         sparsity: Sparsity,
-    ) -> Tensor:
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
-        y = modulate(layer_norm(x, self.eps), shift, scale)
-        x = x + gate * self.self_attn(y, *rope, ring, sparsity)
-        x = x + self.cross_attn(self.norm3(x), prompt)
-        y = modulate(layer_norm(x, self.eps), ffn_shift, ffn_scale)
-        return x + ffn_gate * self.ffn(y)
+    ) -> tuple[Tensor, Tensor]:
+        """x: the residual stream, y: x normalised and modulated for this block. Returns both for what follows, whose
+        modulation is `following` (shift, scale): every residual sum is made together with the norm after it."""
+        kernels = sparsity.kernels
+        _, _, gate, ffn_shift, ffn_scale, ffn_gate = modulation
+        y = self.self_attn(y, rope, ring, sparsity)
+        x, y = kernels.add_norm(x, y, gate, self.norm3.weight, self.norm3.bias, self.eps, 0.0)
+        y = self.cross_attn(y, prompt, kernels)
+        x, y = kernels.add_norm(x, y, None, ffn_scale, ffn_shift, self.eps, 1.0)
+        widen, _, narrow = self.ffn
+        y = narrow(kernels.linear_gelu(y, widen.weight, widen.bias))  # type: ignore[arg-type]
+        shift, scale = following
+        return kernels.add_norm(x, y, ffn_gate, scale, shift, self.eps, 1.0)
 
 
 class Head(nn.Module):
     def __init__(self, spec: DitSpec) -> None:
         super().__init__()
-        self.eps = spec.eps
         t, h, w = spec.patch_size
         self.head = nn.Linear(spec.dim, spec.out_dim * t * h * w)
         self.modulation = nn.Parameter(torch.zeros(1, 2, spec.dim))
-
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        shift, scale = modulation
-        return self.head(modulate(layer_norm(x, self.eps), shift, scale))
 
 
 class Dit(nn.Module):
@@ -191,6 +213,11 @@ class Dit(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
         self.head = Head(spec)
+
+    def fuse(self) -> None:
+        """See `SelfAttention.fuse`: for all blocks."""
+        for block in cast(list[Block], list(self.blocks)):
+            block.self_attn.fuse()
 
     def constants(self, context: Tensor) -> DitConstants:
         """Everything that depends only on timestep and prompt (context: 1 tokens text_dim)."""
@@ -223,9 +250,14 @@ class Dit(nn.Module):
             lq_tokens, "b (f a h r w c) d -> b (f h w a r c) d", **grid, **_AXES
         )  # fmt: skip
         rope = _rope(self.spec.head_dim, grid, first_latent, x.device)
-        for block, modulation, prompt, ring in zip(self.blocks, constants.modulation, constants.cross, rings):
-            x = block(x, modulation, prompt, rope, ring, sparsity)
-        x = self.head(x, constants.head)
+        modulations = list(constants.modulation)
+        followings = [*((m[0], m[1]) for m in modulations[1:]), tuple(constants.head)]
+        shift, scale, *_ = modulations[0]
+        y = sparsity.kernels.norm(x, scale, shift, self.spec.eps, 1.0)
+        for block, *parts, ring in zip(self.blocks, modulations, followings, constants.cross, rings):
+            modulation, following, prompt = parts
+            x, y = block(x, y, modulation, following, prompt, rope, ring, sparsity)
+        x = self.head.head(y)
         patch = dict(zip("xyz", self.spec.patch_size))
         return rearrange(
             x, "b (f h w a r c) (x y z d) -> b d (f a x) (h r y) (w c z)", **grid, **_AXES, **patch

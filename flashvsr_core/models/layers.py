@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashvsr_core.kernels.token_ops import rms_norm
+
 
 class RmsNorm(nn.Module):
     """RMS norm over the last dimension, computed in float32."""
@@ -14,8 +16,7 @@ class RmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class ChannelRmsNorm(nn.Module):
@@ -27,15 +28,6 @@ class ChannelRmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=1) * (x.shape[1] ** 0.5) * self.gamma
-
-
-def layer_norm(x: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last dimension without affine parameters."""
-    return F.layer_norm(x, x.shape[-1:], eps=eps)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
 
 
 def sinusoidal_embedding(dim: int, position: float) -> Tensor:
@@ -58,10 +50,3 @@ def rope_angles(head_dim: int, frames: Tensor, rows: Tensor, columns: Tensor) ->
 def _axis_angles(position: Tensor, channels: int) -> Tensor:
     exponents = torch.arange(0, channels, 2, dtype=torch.float64, device=position.device)[: channels // 2] / channels
     return torch.outer(position.double(), torch.pow(10000.0, -exponents))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate adjacent channel pairs. x: B S heads d; cos, sin: S x d/2 float32. Computed in float32."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)

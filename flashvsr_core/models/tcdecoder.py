@@ -1,34 +1,42 @@
 """TCDecoder, the `tiny` decoder: latents and the enlarged input become frames; a child of TAEHV (Bohan, 2025)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from flashvsr_core.kernels.repeat_pixels import repeat_pixels
 from flashvsr_core.registry import TcDecoderSpec
 
 FRAMES_PER_LATENT = 4
 _PATCH = 8  # output pixels of one latent pixel
+_FRAMES_PER_PASS = 2  # time steps of half the output size (4 frames) that go through the last layers at once
 _LATENTS_PER_PASS = 2  # decoded side by side; bounds memory in a stream's first step, which has 6
 
 Memory = list[Tensor]
 
 
 class MemBlock(nn.Module):
-    """`relu(conv(cat[x, previous]) + x)`, previous = this block's input one time step earlier."""
+    """`act(conv(cat[x, previous]) + x)`, previous = this block's input one time step earlier; `bare`: without act."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, leak: float, bare: bool) -> None:
         super().__init__()
         self.conv = nn.Sequential(
             nn.Conv2d(2 * channels, channels, 3, padding=1),
-            nn.ReLU(),
+            nn.LeakyReLU(leak),
             nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
+            nn.LeakyReLU(leak),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
+        self.last = nn.Identity() if bare else nn.LeakyReLU(leak)
+
+    def convolutions(self) -> list[nn.Conv2d]:
+        return [layer for layer in self.conv if isinstance(layer, nn.Conv2d)]
 
     def forward(self, x: Tensor, past: Tensor) -> Tensor:
-        return F.relu(self.conv(torch.cat([x, past], dim=1)) + x)
+        return self.last(self.conv(torch.cat([x, past], dim=1)) + x)
 
 
 class Clamp(nn.Module):
@@ -55,10 +63,10 @@ class TimeGrow(nn.Module):
 class ShuffleGrow(nn.Module):
     """Convolution and pixel shuffle: each frame becomes `stride` frames of twice the size in `out` channels."""
 
-    def __init__(self, channels: int, out: int, stride: int, kernel: int = 1, bias: bool = True) -> None:
+    def __init__(self, channels: int, out: int, stride: int, kernel: int = 1) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(channels, out * stride * 4, kernel, padding=kernel // 2, bias=bias)
+        self.conv = nn.Conv2d(channels, out * stride * 4, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return rearrange(self.conv(x), "n (s c p q) h w -> (n s) c (h p) (w q)", s=self.stride, p=2, q=2)
@@ -70,17 +78,19 @@ class TcDecoder(nn.Module):
     def __init__(self, spec: TcDecoderSpec) -> None:
         super().__init__()
         a, b, c, d = spec.channels
+        self.fused: FusedLayers | None = None
         self.residual = spec.residual
         self.condition = spec.condition
-        self.gate = spec.gate
         first = spec.latent_channels + (3 * FRAMES_PER_LATENT * _PATCH**2 if spec.condition else 0)
-        at_8, at_4, at_2 = ([MemBlock(n) for _ in range(count)] for n, count in zip((a, b, c), spec.blocks))
-        opening = (Clamp(spec.clamp), nn.Conv2d(first, a, 3, padding=1, bias=not spec.gate), nn.LeakyReLU(spec.leak),
+        at_8, at_4, at_2 = (
+            [MemBlock(n, spec.leak, spec.bare) for _ in range(count)] for n, count in zip((a, b, c), spec.blocks)
+        )
+        opening = (Clamp(spec.clamp), nn.Conv2d(first, a, 3, padding=1), nn.LeakyReLU(spec.leak),
                    nn.Conv2d(a, a, 3, padding=1, bias=False), nn.LeakyReLU(spec.leak), *at_8)  # fmt: skip
         if spec.shuffle:
             self.decoder = nn.Sequential(
                 *opening,
-                ShuffleGrow(a, b, 1, bias=not spec.gate),
+                ShuffleGrow(a, b, 1),
                 *at_4,
                 ShuffleGrow(b, c, 2),
                 *at_2,
@@ -100,6 +110,11 @@ class TcDecoder(nn.Module):
             nn.Conv2d(c, d, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(d, d, 3, padding=1, bias=False), nn.ReLU(),
             nn.Conv2d(d, 3, 3, padding=1),
         )  # fmt: skip
+
+    def fuse(self, repeat: Callable[[Tensor, int], Tensor] = repeat_pixels) -> None:
+        """From now on use cuDNN's fused kernels: for half precision on GPUs and one stream at a time."""
+        if not self.detail:
+            self.fused = FusedLayers(self.decoder, repeat)
 
     def forward(self, latents: Tensor, condition: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         """latents: B C F h w; condition: B 3 T H W in [-1, 1], the frames to emit: T = 4F, or 4F - 3 in a stream's
@@ -122,28 +137,38 @@ class TcDecoder(nn.Module):
 
     def _decode(self, latents: Tensor, condition: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         batch = latents.shape[0]
-        x = latents
+        x = rearrange(latents, "b c f h w -> (b f) h w c")
         if self.condition:
             patches = rearrange(
-                condition, "b c (f t) (h p) (w q) -> b (c t p q) f h w", t=FRAMES_PER_LATENT, p=_PATCH, q=_PATCH
-            )
-            x = torch.cat([patches.to(latents.dtype), latents], dim=1)
-        x = rearrange(x, "b c f h w -> (b f) c h w")
+                condition.to(latents.dtype), "b c (f t) (h p) (w q) -> (b f) h w (c t p q)",
+                t=FRAMES_PER_LATENT, p=_PATCH, q=_PATCH,
+            )  # fmt: skip
+            x = torch.cat([patches, x], dim=-1)
+        x = rearrange(x, "n h w c -> n c h w")
+        if self.fused is not None:
+            x, last = self.fused(x, memory)
+            return rearrange(x, "(b t) c h w -> b c t h w", b=batch), last
         details = self.details(condition, latents.dtype) if self.detail else {}
         scale = _PATCH
         kept: Memory = []
+        enlarge: nn.Upsample | None = None
         for layer in self.decoder:
-            if isinstance(layer, MemBlock):
+            if isinstance(layer, nn.Upsample):
+                enlarge = layer
+            elif isinstance(layer, TimeGrow) and enlarge is not None:
+                # A 1x1 convolution of repeated pixels is the repetition of its result, at a quarter of the work.
+                x, enlarge = enlarge(layer(x)), None
+            elif isinstance(layer, MemBlock):
                 previous = memory[len(kept)] if memory else None
-                past, last = _shift(x, previous, batch)
-                kept.append(last)
+                past, newest = _shift(x, previous, batch)
+                kept.append(newest)
                 x = layer(x, past)
             else:
                 x = layer(x)
                 if isinstance(layer, ShuffleGrow):
                     scale //= 2
                     if scale in details:
-                        x = x + details[scale] * x if self.gate and scale == 4 else x + details[scale]
+                        x = x + details[scale]
         return rearrange(x, "(b t) c h w -> b c t h w", b=batch), kept
 
     def details(self, condition: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
@@ -153,6 +178,74 @@ class TcDecoder(nn.Module):
             int(n): conv(rearrange(high, "(b t) c (h p) (w q) -> b (t c p q) h w", t=int(n), p=int(n), q=int(n)))
             for n, conv in self.detail.items()
         }
+
+
+class FusedLayers:
+    """The published layers as cuDNN kernels that add and rectify, channels last in memory, for one stream.
+
+    The two halves of a memory block's first convolution are separate: the past is then a view, one time step earlier,
+    of the very frames, and nothing is concatenated along channels.
+    """
+
+    def __init__(self, layers: nn.Sequential, repeat: Callable[[Tensor, int], Tensor]) -> None:
+        layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.repeat = repeat
+        self.layers = list(layers)
+        self.halves: dict[MemBlock, list[Tensor]] = {}
+        for layer in self.layers:
+            if isinstance(layer, MemBlock):
+                halves = layer.convolutions()[0].weight.chunk(2, dim=1)
+                self.halves[layer] = [half.contiguous(memory_format=torch.channels_last) for half in halves]
+        self.tail = max(i for i, layer in enumerate(self.layers) if isinstance(layer, nn.Upsample))
+
+    def __call__(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """x: t c h w, consecutive time steps, channels last. Returns frames t' 3 H W and the memory."""
+        kept: Memory = []
+        for number, layer in enumerate(self.layers[: self.tail]):
+            if isinstance(layer, MemBlock):
+                previous = memory[len(kept)] if memory else torch.zeros_like(x[:1])
+                kept.append(x[-1:].clone())
+                x = self._remember(layer, torch.cat([previous, x]))
+            else:
+                x = self._apply(number, x)
+        frames = []
+        # The last layers know no time and have the largest tensors: a part of the frames after the other.
+        for part in x.split(_FRAMES_PER_PASS):
+            for number in range(self.tail, len(self.layers)):
+                part = self._apply(number, part)
+            frames.append(part)
+        return torch.cat(frames), kept
+
+    def _apply(self, number: int, x: Tensor) -> Tensor:
+        layer = self.layers[number]
+        if isinstance(layer, nn.Upsample | nn.ReLU | nn.LeakyReLU):
+            return x  # done by the layer after, or the one before
+        if isinstance(layer, TimeGrow):
+            return self.repeat(layer.conv(x), layer.stride)
+        following = self.layers[number + 1] if number + 1 < len(self.layers) else None
+        if isinstance(layer, nn.Conv2d) and isinstance(following, nn.ReLU | nn.LeakyReLU):
+            return _convolve_relu(x, layer.weight, layer.bias)
+        return layer(x)
+
+    def _remember(self, block: MemBlock, x: Tensor) -> Tensor:
+        """x: t+1 c h w, the first of which is the last time step before."""
+        first, second, third = block.convolutions()
+        own, past = self.halves[block]
+        now = x[1:]
+        y = _convolve_add_relu(now, own, F.conv2d(x[:-1], past, padding=1), first.bias)
+        return _convolve_add_relu(_convolve_relu(y, second.weight, second.bias), third.weight, now, third.bias)
+
+
+def _convolve_relu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not x.is_cuda:
+        return F.relu(F.conv2d(x, weight, bias, padding=1))
+    return torch.cudnn_convolution_relu(x, weight, bias, (1, 1), (1, 1), (1, 1), 1)
+
+
+def _convolve_add_relu(x: Tensor, weight: Tensor, added: Tensor, bias: Tensor | None) -> Tensor:
+    if not x.is_cuda:
+        return F.relu(F.conv2d(x, weight, bias, padding=1) + added)
+    return torch.cudnn_convolution_add_relu(x, weight, added, 1.0, bias, (1, 1), (1, 1), (1, 1), 1)
 
 
 def high_frequencies(x: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Training clips, drawn on the device: photographs under synthetic cameras and shots of a film, clean and degraded."""
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashvsr_core.training.camera import draw_path, occlude, pyramid, render
-from flashvsr_core.training.degrade import random_degradation, reduce
+from flashvsr_core.training.degrade import plain, random_degradation, random_steps, reduce
 
 SCALE = 4
-_SCALES, _SCALE_SHARES = (4, 3, 2), (0.8, 0.1, 0.1)
+_SCALES, _SCALE_SHARES = (4, 3, 2), (0.6, 0.2, 0.2)
 CODED_SIZE = 256  # output pixels of the clips in `coded/`
-_OCCLUDER_SHARE, _CUT_SHARE, _CODED_SHARE, _HALF_SHARE = 0.25, 0.05, 0.15, 0.7
+_OCCLUDER_SHARE, _CUT_SHARE, _CODED_SHARE, _HALF_SHARE = 0.25, 0.05, 0.2, 0.7
+_WORN_SHARE = 0.4  # of H.264's clips that are damaged further
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,14 @@ class Bank:
 
     def draw(self, rng: np.random.Generator, batch: int, frames: int, size: int, mix: Mix) -> tuple[Tensor, Tensor]:
         """A batch of clips: condition and truth, both B 3 T size size in [-1, 1]."""
-        clips = [self._pair(rng, frames, size, mix) for _ in range(batch)]
+        return self._stack([self._pair(rng, frames, size, mix) for _ in range(batch)])
+
+    def draw_plain(self, rng: np.random.Generator, batch: int, frames: int, size: int) -> tuple[Tensor, Tensor]:
+        """The same of photographs that are reduced by 4 and not damaged."""
+        truths = [self._photo(rng, frames, size) for _ in range(batch)]
+        return self._stack([(_enlarge(plain(truth, SCALE), size), truth) for truth in truths])
+
+    def _stack(self, clips: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         condition, truth = (torch.stack(part).transpose(1, 2) * 2 - 1 for part in zip(*clips))
         return condition, truth
 
@@ -55,6 +65,7 @@ class Bank:
         if rng.random() < _CODED_SHARE and (film or self.coded):
             truth, small = self._coded_film(rng, frames, size) if film else self._coded_photo(rng, frames)
             if truth.shape == (frames, 3, size, size):
+                small = random_steps(small, rng) if rng.random() < _WORN_SHARE else small
                 return _augment(rng, _enlarge(small, size), truth)
         scale = int(rng.choice(_SCALES, p=_SCALE_SHARES))
         truth = self._film(rng, frames, size) if film else self._photo(rng, frames, size)
@@ -106,6 +117,39 @@ class Bank:
     def _shot(self, rng: np.random.Generator) -> dict[str, Tensor]:
         lengths = np.array([len(shot["full"]) for shot in self.shots], dtype=float)
         return self.shots[rng.choice(len(self.shots), p=lengths / lengths.sum())]
+
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Feeder:
+    """Batches drawn one ahead, on a stream of their own: drawing is many small launches, which training can hide."""
+
+    def __init__(self, draw: Callable[[], Batch], device: torch.device) -> None:
+        self.draw = draw
+        self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self.pending: Future[tuple[Batch, torch.cuda.Event]] | None = None
+        if self.pool:
+            torch.cuda.synchronize()  # what the bank holds was made on the main stream
+            self.side = torch.cuda.Stream()
+
+    def next(self) -> Batch:
+        if not self.pool:
+            return self.draw()
+        batch, ready = (self.pending or self.pool.submit(self._ahead)).result()
+        self.pending = self.pool.submit(self._ahead)
+        now = torch.cuda.current_stream()
+        now.wait_event(ready)
+        for tensor in batch:
+            tensor.record_stream(now)
+        return batch
+
+    def _ahead(self) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(self.side):
+            batch = self.draw()
+            ready = torch.cuda.Event()
+            ready.record()
+        return batch, ready
 
 
 def _planes(frames: Tensor) -> Tensor:

@@ -73,7 +73,12 @@ def random_degradation(truth: Frames, scale: int, rng: np.random.Generator) -> F
     if rng.random() < 0.6:
         truth = blur(truth, float(rng.uniform(0.4, 2.5)))
     small = reduce(truth, scale, str(rng.choice(_KERNELS, p=(0.7, 0.15, 0.15))))
-    for step in rng.permutation(4):
+    return random_steps(small, rng)
+
+
+def random_steps(small: Frames, rng: np.random.Generator) -> Frames:
+    """Blur, noise, JPEG and resizing, each or not, in random order. 8 bits at the end. Before or after H.264 too."""
+    for step in rng.permutation(len(_STEPS)):
         small = _STEPS[step](small, rng)
     return quantise(small.clamp(0, 1))
 

@@ -48,15 +48,16 @@ class Figures:
     mean_latents: float | None = None
 
 
-def damaged(truth: np.ndarray, degradation: str, scale: int) -> np.ndarray:
-    """What the model is given: truth T H W 3 uint8 -> T H/scale W/scale 3 uint8."""
+def damaged(truth: np.ndarray, degradation: str, scale: int, device: torch.device | str = "cpu") -> np.ndarray:
+    """What the model is given: truth T H W 3 uint8 -> T H/scale W/scale 3 uint8. Computed on `device`."""
     height, width = (n // scale * scale for n in truth.shape[1:3])
     parts = torch.from_numpy(np.ascontiguousarray(truth[:, :height, :width])).split(16)
     make = DEGRADATIONS[degradation]
     small = [
-        make(part.permute(0, 3, 1, 2).float() / 255, scale, **_seed(degradation, i)) for i, part in enumerate(parts)
+        make(part.to(device).permute(0, 3, 1, 2).float() / 255, scale, **_seed(degradation, i))
+        for i, part in enumerate(parts)
     ]
-    return (torch.cat(small) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return (torch.cat(small) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def _seed(degradation: str, part: int) -> dict[str, int]:
@@ -86,16 +87,17 @@ def upscale(upscaler: Upscaler, small: np.ndarray) -> np.ndarray:
 
 def measure(upscaler: Upscaler, name: str, truth: np.ndarray, degradation: str, ablate: bool = False) -> Figures:
     """All figures of one clip; `ablate` adds the two runs with spoilt latents."""
-    scale = upscaler.params.scale
-    small = damaged(truth, degradation, scale)
+    scale, device = upscaler.params.scale, upscaler.device
+    small = damaged(truth, degradation, scale, device)
     plain, nano = bicubic(small, scale), upscale(upscaler, small)
-    goal, base, result = (luma(torch.from_numpy(x)) for x in (truth[:, : nano.shape[1], : nano.shape[2]], plain, nano))
+    on_device = lambda x: luma(torch.from_numpy(x).to(device))  # noqa: E731
+    goal, base, result = (on_device(x) for x in (truth[:, : nano.shape[1], : nano.shape[2]], plain, nano))
     reached = psnr(result, goal)
     losses: list[float | None] = [None, None]
     if ablate:
         changes = (torch.zeros_like, lambda x: x.mean(dim=(2, 3, 4), keepdim=True).expand_as(x))
         runs = (upscale(with_latents(upscaler, change), small) for change in changes)
-        losses = [reached - psnr(luma(torch.from_numpy(run)), goal) for run in runs]
+        losses = [reached - psnr(on_device(run), goal) for run in runs]
     return Figures(
         name, degradation, scale, upscaler.params.color_fix, psnr(base, goal), reached, reached - psnr(base, goal),
         ssim(base, goal), ssim(result, goal), difference_error(base, goal), difference_error(result, goal), *losses,
@@ -143,6 +145,7 @@ def main() -> None:
         preroll=0,
     )
     upscaler = Upscaler.load(weights, params, options.device)
+    # Figures are of whole clips in float32; on a GPU, TF32 is off (Upscaler.load).
     log.info("%s\n%s", HEADER, "| --- " * 11 + "|")
     figures = []
     for path in options.clips:

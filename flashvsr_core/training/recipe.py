@@ -13,19 +13,20 @@ from flashvsr_core.training.export import spec_from
 class Recipe:
     """Numbers of one training run. Time-dependent ones follow the share of the planned minutes that has passed."""
 
-    batch: int = 8  # clips of 256x256; larger crops come in smaller batches
+    batch: int = 12  # clips of 256x256; larger crops come in smaller batches
     frames: int = 41  # 25 + 8k: a first step and k later ones
-    sizes: tuple[int, ...] = (256, 256, 256, 384)  # one is drawn per iteration
+    sizes: tuple[int, ...] = (256, 256, 256, 512)  # one is drawn per iteration
+    first: int = 48  # clips that the initial values are fitted to
     film: float = 0.3
-    lr: float = 1.5e-3
+    lr: float = 1e-3
     fan_in: int = 288  # a layer with more inputs learns that much slower
     warmup: int = 150  # iterations
     decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 0.5
     average: float = 0.999
-    drop: float = 0.2  # share of clips whose detail injection is withheld at the start; falls to 0 ...
-    drop_until: float = 0.4  # ... at this share of the time
+    alone: float = 0.25  # share of the time in which the detail injection is withheld: latents carry all ...
+    mixed: float = 0.6  # ... then from a falling share of the clips, until this share of the time
     temporal: float = 0.4
     floor: float = 4e-5  # of the mean squared errors whose logarithm is the loss; about 50 dB
     sparse_share: tuple[float, float] = (0.35, 1.0)  # of blocks selected, drawn per iteration

@@ -16,15 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flashvsr_core.registry import ModelSpec
-from flashvsr_core.training.data import Bank, Mix
+from flashvsr_core.training.data import Bank, Batch, Feeder, Mix
 from flashvsr_core.training.export import save_export
-from flashvsr_core.training.initial import initialise
+from flashvsr_core.training.initial import LATENT_STD, initialise
 from flashvsr_core.training.recipe import Recipe, load_recipe
 from flashvsr_core.training.unroll import Model, Window, unroll
 
 log = logging.getLogger(__name__)
 
 _LUMA = (0.299, 0.587, 0.114)
+# Latents are much larger than 1. At the plain rate the decoder's first layer would be swamped by its first step, and
+# the layer that makes latents would hardly move.
+_SCALES = {"tcdecoder.decoder.1.weight": 1 / LATENT_STD, "dit.head.head.weight": 4.0}
+_SAVE_EVERY = 60  # seconds
 _REWARM = 40  # iterations of rising rate after a resume: checkpoints carry no moments
 
 
@@ -35,12 +39,13 @@ class Trainer:
         self.recipe, self.spec, self.bank, self.device = recipe, spec, bank, device
         self.total = total  # seconds planned for the whole run
         self.iteration, self.spent = 0, 0.0
+        self.waited = 0.0  # seconds, for data
         self.rewarm = 0
         self.mix = Mix(recipe.film)
-        torch.manual_seed(recipe.seed)
-        self.rng = np.random.default_rng(recipe.seed)
+        self._seed()
         self.model = Model(spec).to(device)
-        initialise(self.model, *bank.draw(self.rng, 4 * recipe.batch, 25, min(recipe.sizes), self.mix))
+        initialise(self.model, *bank.draw_plain(self.draws, recipe.first, 25, min(recipe.sizes)))
+        self.feeder = Feeder(self._draw, device)
         self.model.tcdecoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
@@ -49,23 +54,36 @@ class Trainer:
 
     def _groups(self) -> list[dict[str, object]]:
         groups: dict[float, list[Tensor]] = {}
-        for parameter in self.model.parameters():
+        for name, parameter in self.model.named_parameters():
             inputs = parameter[0].numel() if parameter.dim() > 1 else 1
-            groups.setdefault(min(1.0, self.recipe.fan_in / inputs), []).append(parameter)
+            scale = min(1.0, self.recipe.fan_in / inputs)
+            scale *= _SCALES.get(name, 1.0)
+            groups.setdefault(scale, []).append(parameter)
         return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
 
     @property
     def progress(self) -> float:
         return min(1.0, self.spent / self.total)
 
+    def _seed(self) -> None:
+        """Generators of the loop and of the data, which are drawn in another thread."""
+        self.rng, self.draws = (np.random.default_rng([self.recipe.seed, self.iteration, i]) for i in range(2))
+        torch.manual_seed(self.recipe.seed + self.iteration)
+
+    def _draw(self) -> Batch:
+        sizes = self.recipe.sizes
+        size = int(self.draws.choice(sizes))
+        batch = max(1, round(self.recipe.batch * (min(sizes) / size) ** 2))
+        return self.bank.draw(self.draws, batch, self.recipe.frames, size, self.mix)
+
     def iterate(self) -> float:
         """One iteration; returns the loss."""
         recipe = self.recipe
-        size = int(self.rng.choice(recipe.sizes))
-        batch = max(1, round(recipe.batch * (min(recipe.sizes) / size) ** 2))
-        condition, truth = self.bank.draw(self.rng, batch, recipe.frames, size, self.mix)
-        withheld = recipe.drop * max(0.0, 1 - self.progress / recipe.drop_until) if recipe.drop_until else 0.0
-        self.model.tcdecoder.keep = (torch.rand(batch, device=self.device) >= withheld).float() if withheld else None
+        began = time.monotonic()
+        condition, truth = self.feeder.next()
+        self.waited += time.monotonic() - began
+        withheld, clips = self._withheld(), len(condition)
+        self.model.tcdecoder.keep = (torch.rand(clips, device=self.device) >= withheld).float() if withheld else None
         share = 1.0 if self.rng.random() < 0.5 else float(self.rng.uniform(*recipe.sparse_share))
         window = Window(kv_ratio=3, local_range=11, share=share)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -81,6 +99,11 @@ class Trainer:
         self._average()
         self.iteration += 1
         return float(loss.detach()) if self.iteration % 50 == 0 else 0.0
+
+    def _withheld(self) -> float:
+        """Share of clips whose detail injection is withheld now, so that the decoder learns to need the latents."""
+        alone, mixed = self.recipe.alone, self.recipe.mixed
+        return float(np.interp(self.progress, (alone, mixed), (1.0, 0.0))) if mixed else 0.0
 
     def _rate(self) -> float:
         rising = min(1.0, (self.iteration + 1) / self.recipe.warmup, (self.iteration - self.rewarm + 1) / _REWARM)
@@ -101,15 +124,20 @@ class Trainer:
         state = self.model.state_dict()
         torch._foreach_lerp_(list(self.average.values()), list(state.values()), 1 - keep)
 
-    def run(self, seconds: float) -> None:
-        """Train until `seconds` of this call or the planned time are over."""
+    def run(self, seconds: float, out: Path) -> None:
+        """Train until `seconds` of this call or the planned time are over; checkpoints go to `out`."""
         began, before, first = time.monotonic(), self.spent, self.iteration
+        saved = before
         while self.spent < min(self.total, before + seconds):
             loss = self.iterate()
             self.spent = before + time.monotonic() - began
             if self.iteration % 100 == 0:
-                log.info("%5.0f s  iteration %d  loss %.4f  %.2f/s", self.spent, self.iteration, loss,
-                         (self.iteration - first) / max(1e-9, self.spent - before))  # fmt: skip
+                log.info("%5.0f s  iteration %d  loss %.4f  %.2f/s  waited %.0f s", self.spent, self.iteration, loss,
+                         (self.iteration - first) / max(1e-9, self.spent - before), self.waited)  # fmt: skip
+            if self.spent - saved > _SAVE_EVERY:
+                saved = self.spent
+                self.save(out)
+        self.save(out)
 
     def save(self, folder: Path) -> None:
         """Checkpoint in half precision, small enough to travel: weights, average, progress; and the exported model."""
@@ -133,8 +161,7 @@ class Trainer:
         progress = json.loads((folder / "progress.json").read_text())
         self.iteration, self.spent = progress["iteration"], progress["spent"]
         self.rewarm = self.iteration
-        self.rng = np.random.default_rng([self.recipe.seed, self.iteration])
-        torch.manual_seed(self.recipe.seed + self.iteration)
+        self._seed()
 
 
 def main() -> None:
@@ -149,15 +176,13 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
     device = torch.device(options.device)
     recipe, spec = load_recipe(options.recipe)
     trainer = Trainer(recipe, spec, Bank(options.cache, device), device, 60 * (options.total or options.minutes))
     if options.resume:
         trainer.resume(options.out)
     log.info("%.2fM parameters", sum(p.numel() for p in trainer.model.parameters()) / 1e6)
-    trainer.run(60 * options.minutes)
-    trainer.save(options.out)
+    trainer.run(60 * options.minutes, options.out)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ app = App(
 # Named by their place and imported when called: a command waits only for what it needs.
 app.command("flows.cli.run:run", help="Upscale a video.")
 app.command("flows.cli.plan:plan", help="Show what would be done.")
+app.command("flows.cli.preview:preview", help="Upscale short excerpts beside the enlarged source.")
 app.command("flows.cli.models:app", name="models", help="Published weights: list, fetch, verify, convert.")
 app.command("flows.cli.jobs:app", name="jobs", help="What a store holds: list, find, show, resume, recover, clean.")
 app.command("flows.cli.deploy:deploy", help="Set up deployments on a Prefect server.")
@@ -32,6 +33,7 @@ app.command("flows.cli.deploy:serve", help="Offer the deployments from this mach
 app.command("flows.cli.listen:listen", help="Turn notices of created objects into Prefect events.")
 app.command("flows.cli.metrics:metrics", help="Serve the metrics of this machine's workers to Prometheus.")
 app.command("flows.cli.presets:presets", help="Deliveries and codecs by name.")
+app.command("flows.cli.bench:bench", help="Measure speed and exactness of a model on this machine.")
 app.command("flows.cli.doctor:doctor", help="Check this machine.")
 
 

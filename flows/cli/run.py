@@ -21,6 +21,7 @@ from tasks.media.guard import describe_guarded
 from tasks.media.limits import Limits
 from tasks.media.timestamps import parse_rate
 from tasks.media.trim import Trim
+from tasks.sources import read_scenes
 from tasks.storage import urls
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ def run(
             urls.normalise(place)  # a place that is refused, as for credentials in it, must not reach Prefect
     if urls.is_local(source):
         # The plan looks again; a wrong name should not have to wait for Prefect's server.
-        describe_guarded(urls.local_path(source), allow_truncated, parse_rate(fps), limits)
+        info = describe_guarded(urls.local_path(source), allow_truncated, parse_rate(fps), limits)
+        if params.scenes_file and urls.is_local(params.scenes_file):
+            read_scenes(params.scenes_file, info)
     with pipeline(console, options.loudness(verbose, quiet)) as upscale_video:
         report = upscale_video(
             source,

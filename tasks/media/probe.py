@@ -229,6 +229,8 @@ def probe(path: str | Path, allow_truncated: bool = False, limits: Limits = DEFA
 def _video_stream(name: str, container: av.container.InputContainer) -> av.video.VideoStream:
     videos = video_streams(container)
     if videos:
+        if videos[0].codec_context is None:
+            raise BadInput(f"{name} has video in a coding that is not known here; convert it with ffmpeg")
         return videos[0]
     if container.streams.video:
         raise BadInput(f"{name} has cover art and no video; give a file with moving pictures")

@@ -18,6 +18,7 @@ from tasks.media.limits import DEFAULT_LIMITS, Limits
 from tasks.media.probe import StreamInfo, VideoInfo, default_matrix
 from tasks.media.sequence import find_images, is_image, is_sequence
 from tasks.media.source import IMAGE, open_source, os_reason
+from tasks.media.structure import cut_short
 from tasks.media.tags import COLORSPACES, PRIMARIES, RANGES, TRANSFERS, name_of
 from tasks.media.timestamps import Timestamps, average_rate, constant_rate
 
@@ -243,6 +244,8 @@ def _image(file: Path) -> Iterator[tuple[av.container.InputContainer, av.video.V
     """An image file and its one stream; damage is an error, not a grey patch."""
     with open_source(file, IMAGE) as container:
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise BadInput(f"{str(file)!r} is coded in a way that is not known here; convert it to PNG")
         if stream.codec_context.name != "tiff":  # its decoder then refuses sound files that ffmpeg itself wrote
             stream.codec_context.options = {"err_detect": "explode"}
         stream.codec_context.thread_count = 1
@@ -250,6 +253,8 @@ def _image(file: Path) -> Iterator[tuple[av.container.InputContainer, av.video.V
 
 
 def _header(file: Path) -> tuple[int, int, str]:
+    if finding := cut_short(file):
+        raise BadInput(f"{str(file)!r} is cut short: {finding}; copy it again")
     with _image(file) as (_, stream):
         context = stream.codec_context
         if not context.width or not context.pix_fmt:
@@ -278,7 +283,7 @@ def _is_animated(path: str | Path) -> bool:
         return False
     with open(path, "rb") as file:
         head = file.read(21)
-    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & ANIMATION_FLAG)
+    return len(head) == 21 and head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & ANIMATION_FLAG)
 
 
 def _animation_info(path: str | Path, limits: Limits) -> VideoInfo:

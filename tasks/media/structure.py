@@ -8,6 +8,10 @@ from typing import BinaryIO
 
 EBML = b"\x1a\x45\xdf\xa3"
 SEGMENT = b"\x18\x53\x80\x67"
+EXR = b"\x76\x2f\x31\x01"
+EXR_OTHER_KINDS = 0x1A00  # tiles, deep pixels, several parts: without the table of lines that is looked at here
+EXR_LINES = (1, 1, 1, 16, 32, 16, 32, 32, 32, 256)  # in a block, by kind of compression
+EXR_NAME = 256  # bytes of a name in a header, at most
 TS_SYNC = 0x47
 FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # old QuickTime files have no ftyp
 
@@ -23,6 +27,8 @@ def cut_short(path: str | Path) -> str | None:
             parts = _matroska(file)
         elif head[:4] == b"RIFF":
             parts = _riff(file, size)
+        elif head[:4] == EXR:
+            parts = _exr(file, size)
         elif head[:1] == bytes([TS_SYNC]):
             return _transport_stream(file, size)
         else:
@@ -98,6 +104,44 @@ def _riff(file: BinaryIO, size: int) -> Iterator[tuple[str, int]]:
             return
         yield "the RIFF chunk", at + 8 + length
         at += 8 + length + length % 2
+
+
+def _exr(file: BinaryIO, size: int) -> Iterator[tuple[str, int]]:
+    """The last block of lines of an OpenEXR image (ffmpeg leaves black what is missing)."""
+    file.seek(4)
+    if struct.unpack("<I", file.read(4))[0] & EXR_OTHER_KINDS:
+        return
+    values: dict[bytes, bytes] = {}
+    while name := _text(file):
+        _text(file)  # its type
+        length = struct.unpack("<I", file.read(4).ljust(4, b"\0"))[0]
+        if file.tell() + length > size:
+            yield "the header", file.tell() + length
+            return
+        values[name] = file.read(length)
+    window, compression = values.get(b"dataWindow", b""), values.get(b"compression", b"")
+    if len(window) != 16 or len(compression) != 1 or compression[0] >= len(EXR_LINES):
+        return
+    _, top, _, bottom = struct.unpack("<4i", window)
+    blocks = max(0, -(-(bottom - top + 1) // EXR_LINES[compression[0]]))
+    if (end := file.tell() + 8 * blocks) > size:
+        yield "the table of lines", end
+        return
+    last = max(struct.unpack(f"<{blocks}Q", file.read(8 * blocks)), default=0)
+    if last + 8 > size:
+        yield "the last block", last + 8
+        return
+    file.seek(last + 4)
+    yield "the last block", last + 8 + struct.unpack("<I", file.read(4))[0]
+
+
+def _text(file: BinaryIO) -> bytes:
+    """Bytes up to a zero byte, which is read as well."""
+    data = file.read(EXR_NAME)
+    end = data.find(b"\0")
+    end = len(data) if end < 0 else end
+    file.seek(end + 1 - len(data), os.SEEK_CUR)
+    return data[:end]
 
 
 def _transport_stream(file: BinaryIO, size: int) -> str | None:

@@ -18,6 +18,7 @@ from flashvsr_core.errors import TransientError, UserError
 from tasks.storage import local, remote
 from tasks.storage.faults import explained
 
+LONGEST_NAME = 255  # bytes, in the file systems we know
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -70,6 +71,16 @@ def parent(url: str) -> str:
 def name(url: str) -> str:
     """The last component of `url`."""
     return split(url)[1].rpartition("/")[2]
+
+
+def fitting(stem: str, rest: str) -> str:
+    """`stem` + `rest` as one name of at most 255 bytes; a longer stem is cut and told apart by its digest."""
+    data = os.fsencode(stem)
+    room = LONGEST_NAME - len(os.fsencode(rest))
+    if len(data) <= room:
+        return stem + rest
+    label = f"-{hashlib.sha256(data).hexdigest()[:8]}"
+    return data[: room - len(label)].decode(errors="ignore") + label + rest
 
 
 def is_local(url: str) -> bool:

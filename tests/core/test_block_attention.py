@@ -1,29 +1,24 @@
 """The Triton kernel against plain PyTorch: on a GPU if there is one, else in Triton's interpreter."""
 
-import importlib
 import sys
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from flashvsr_core.errors import UserError
 from flashvsr_core.kernels.block_attention import attend_torch, attention_backend
+from tests.core import triton_here
 from tests.core.formula import draw, relative_error
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = triton_here.DEVICE
 KERNEL = "flashvsr_core.kernels.block_attention_triton"
 
 
 @pytest.fixture(scope="module")
 def kernel() -> ModuleType:
-    triton = pytest.importorskip("triton")
-    old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
-    if DEVICE.type == "cpu" and old and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        pytest.skip(f"the interpreter of triton {triton.__version__} does not work with numpy {np.__version__}")
-    return importlib.import_module(KERNEL)
+    return triton_here.module("block_attention_triton")
 
 
 def inputs(name: str, batch: int, heads: int, wq: int, wk: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,8 +97,9 @@ def test_keys_may_be_the_start_of_a_longer_buffer(kernel: ModuleType) -> None:
 
 def test_lists_hold_the_selected_blocks_in_order(kernel: ModuleType) -> None:
     blocks = mask("lists", 2, 3, 4, 13, 0.4)
-    counts, indices = kernel.list_blocks(blocks)
-    for row, count, chosen in zip(blocks.flatten(0, 2), counts.flatten(), indices.flatten(0, 2)):
+    found = kernel.list_blocks(blocks)
+    assert torch.equal(found.mask(), blocks)
+    for row, count, chosen in zip(blocks.flatten(0, 2), found.counts.flatten(), found.indices.flatten(0, 2)):
         assert chosen[:count].tolist() == row.nonzero().flatten().tolist()
 
 

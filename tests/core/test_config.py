@@ -21,7 +21,7 @@ from flashvsr_core.segments import SegmentPlan, plan_segments, reading_range
         ({"seed": -1}, "out of range"),
         ({"scenes": (9, 9)}, "rising"),
         ({"scenes": (0, 9)}, "above 0"),
-        ({"scenes": "some"}, "auto, off"),
+        ({"scenes": ""}, "auto, off"),
     ],
 )
 def test_limits(change: dict[str, object], message: str) -> None:

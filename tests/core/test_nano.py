@@ -19,7 +19,8 @@ from flashvsr_core.weights import embedded_path, embedded_weights
 PHOTO = Path(__file__).parents[2] / "assets" / "seeding.jpg"
 FRAMES, SIZE = 29, 256
 PARAMS = UpscaleParams(model="nano", scenes="off", preroll=0, precision="fp32", scale=4)
-REACHED = {"plain": 0.3, "mild": 0.05}  # dB over bicubic; measured 0.35 and 0.10 (flashvsr_core/assets/nano.md)
+REACHED = {"plain": 0.25, "mild": 0.08}  # dB over bicubic; measured 0.29 and 0.11 (tests/bench/nano.md)
+WITHOUT_DIT = 0.05  # dB lost on degraded input when the latents are zero; measured 0.07
 MEGABYTES = 12
 
 
@@ -41,7 +42,7 @@ def upscaler() -> Upscaler:
 
 @pytest.fixture(scope="module")
 def figures(upscaler: Upscaler, truth: np.ndarray) -> dict[str, Figures]:
-    return {kind: measure(upscaler, "seeding", truth, kind, ablate=False) for kind in REACHED}
+    return {kind: measure(upscaler, "seeding", truth, kind, ablate=kind == "mild") for kind in REACHED}
 
 
 @pytest.mark.parametrize("kind", REACHED)
@@ -52,6 +53,13 @@ def test_it_beats_bicubic(figures: dict[str, Figures], kind: str) -> None:
 
 def test_it_is_steadier_than_bicubic_on_damaged_input(figures: dict[str, Figures]) -> None:
     assert figures["mild"].nano_flicker < figures["mild"].bicubic_flicker
+
+
+def test_the_dit_matters(figures: dict[str, Figures]) -> None:
+    """Latents carry most of the gain on a picture never trained on; 0.15 dB are reached on film (the model card)."""
+    without = figures["mild"].without_dit
+    assert without is not None
+    assert without > WITHOUT_DIT
 
 
 def test_half_precision_costs_nothing_visible(upscaler: Upscaler, truth: np.ndarray) -> None:

@@ -8,16 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image
 
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.kernels.block_attention import attend_torch
 from flashvsr_core.models.dit import KvRing
+from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.registry import DitSpec, LqSpec, ModelSpec, TcDecoderSpec
 from flashvsr_core.training.camera import draw_path, pyramid, render
 from flashvsr_core.training.data import Bank, Mix
 from flashvsr_core.training.degrade import DEGRADATIONS, random_degradation
 from flashvsr_core.training.evaluate import bicubic, read_weights, upscale
+from flashvsr_core.training.initial import LATENT_STD, draw_linear
 from flashvsr_core.training.jpeg import jpeg
 from flashvsr_core.training.metrics import psnr, ssim
 from flashvsr_core.training.recipe import Recipe, load_recipe
@@ -30,10 +34,12 @@ SPEC = ModelSpec(
     "nano",
     DitSpec(dim=256, ffn_dim=32, num_heads=2, num_layers=1, freq_dim=16, text_dim=16, in_dim=8, out_dim=8),
     LqSpec("causal", (8, 12)),
-    TcDecoderSpec((8, 8, 8, 3), 8, 0.1, (1, 1, 1), shuffle=True, condition=False, detail=(4, 2), gate=True, clamp=30.0),
+    TcDecoderSpec(
+        (8, 8, 8, 3), 8, 0.1, (1, 1, 1), shuffle=True, condition=False, detail=(4, 2), leak=0.2, bare=True, clamp=250.0
+    ),
     prompt_tokens=2,
 )
-RECIPE = Recipe(batch=1, frames=33, sizes=(128,), film=0.5, average=0.5)
+RECIPE = Recipe(batch=1, first=1, frames=33, sizes=(128,), film=0.5, average=0.5, alone=0.0, mixed=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,35 @@ def test_training_makes_checkpoints_that_resume_and_a_model_that_upscales(cache:
     upscaler = Upscaler.load(read_weights(tmp_path / "nano.safetensors"), UpscaleParams(preroll=0, color_fix="none"))
     out = upscale(upscaler, np.full((3, 16, 20, 3), 100, np.uint8))
     assert out.shape == (3, 64, 80, 3)
+
+
+def test_the_way_of_the_latents_is_open(cache: Path) -> None:
+    """Attempts d and g of the model card: one closed activation, and the DiT never reached the output."""
+    trainer = Trainer(replace(RECIPE, alone=1.0, mixed=1.0), SPEC, Bank(cache, CPU), CPU, total=1000)
+    for _ in range(3):
+        trainer.iterate()
+        dead = [key for key, value in trainer.model.named_parameters() if "detail" not in key and not value.grad.any()]
+        assert dead == []  # every layer from the input to the picture learns, with nothing but latents to learn from
+    open_units = []
+    for layer in trainer.model.tcdecoder.decoder:
+        layer.register_forward_hook(lambda _, __, out: open_units.append(out.std(dim=(0, 2, 3)) > 1e-4))
+    condition, _ = trainer._draw()
+    unroll(trainer.model, condition, Window(3, 11, 1.0))
+    assert all(bool(units.any()) for units in open_units)
+
+
+def test_the_decoder_starts_as_the_linear_map_it_is_told() -> None:
+    torch.manual_seed(0)
+    decoder = TcDecoder(replace(SPEC.tcdecoder, channels=(8, 8, 24, 3)))
+    meaning = F.interpolate(torch.randn(8, 3, 2, 4, 4), size=(4, 8, 8)).flatten(1)
+    meaning[2:] = 0  # what 8 channels hold at 1/4
+    with torch.no_grad():
+        draw_linear(decoder, meaning)
+        latents = LATENT_STD * torch.randn(1, 8, 2, 2, 2)
+        out, _ = decoder(latents, torch.zeros(1, 3, 5, 16, 16), None)
+    want = torch.einsum("bcfhw,cv->bfhwv", latents, meaning)
+    want = rearrange(want, "b f h w (d t p q) -> b d (f t) (h p) (w q)", d=3, t=4, p=8, q=8)[:, :, 3:]
+    assert torch.corrcoef(torch.stack([out.flatten(), want.flatten()]))[0, 1] > 0.9
 
 
 def test_unrolling_is_the_stream_at_work(cache: Path) -> None:

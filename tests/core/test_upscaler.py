@@ -9,7 +9,8 @@ import torch
 
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import FlashvsrError, UserError
-from flashvsr_core.upscaler import Upscaler
+from flashvsr_core.registry import model_spec
+from flashvsr_core.upscaler import Upscaler, resolve_params
 from flashvsr_core.weights import Weights, embedded_weights
 from tests.core.formula import formula_weights
 from tests.core.formula import moving_clip as clip
@@ -152,6 +153,14 @@ def test_weights_with_nan_are_refused_by_name(weights: Weights) -> None:
 def test_no_frames_is_an_error(weights: Weights) -> None:
     with pytest.raises(UserError, match="no frames"):
         run(Upscaler.load(weights, PARAMS), np.zeros((0, 8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("known", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_gpus_without_bf16_use_fp16(monkeypatch: pytest.MonkeyPatch, known: bool, expected: str) -> None:
+    """PyTorch also calls bf16 supported where it is emulated (Turing); that is not what is asked for."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: known or including_emulation)
+    resolved = resolve_params(UpscaleParams(model="nano"), model_spec("nano"), torch.device("cuda"))
+    assert resolved.precision == expected
 
 
 def test_embedded_model_loads_and_keeps_the_size() -> None:

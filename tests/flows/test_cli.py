@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
         ("empty.mp4", ("empty.mp4",)),
         ("sound.mp4", ("sound.mp4", "video")),
         ("cut.mp4", ("cut.mp4", "truncated", "29 frames", "--allow-truncated")),
-        (".", ("directory",)),
+        (".", ("has no images", "folder of numbered images")),
     ],
 )
 def test_bad_sources_are_refused_and_write_nothing(folder: Path, source: str, words: tuple[str, ...]) -> None:

@@ -90,5 +90,5 @@ def test_variable_rate_and_transparency_together(tmp_path: Path, monkeypatch: py
 def test_left_out_with_the_codecs_that_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out.mp4"
     _, notes = enlarged(monkeypatch, transparent(tmp_path, "png.mov"), output)
-    assert [note for note in notes if "transparency of the video was left out" in note and "prores4444" in note]
+    assert [note for note in notes if "transparency of the source was left out" in note and "prores4444" in note]
     assert (picture(output)["pix_fmt"], picture(output)["color_range"]) == ("yuv420p", "tv")

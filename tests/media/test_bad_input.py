@@ -149,3 +149,11 @@ def test_strange_names_work(clips, tmp_path, name):
     shutil.copy(clips / "cfr.mp4", tmp_path / name)
     info = probe(tmp_path / name)
     assert numbers(read_frames(tmp_path / name, info, 50, 53)) == [50, 51, 52]
+
+
+def test_an_unknown_coding(clips, tmp_path):
+    """Found by fuzzing: PyAV has no codec context then."""
+    data = (clips / "cfr.mkv").read_bytes()
+    assert data.count(b"V_MPEG4/ISO/AVC") == 1
+    (tmp_path / "a.mkv").write_bytes(data.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"))
+    refused(tmp_path / "a.mkv", "not known here", "convert it")

@@ -176,12 +176,18 @@ def test_images_of_mixed_sizes_and_depths_are_refused(tmp_path: Path) -> None:
     refused(folder, "x3.png", "16 bits", "one depth")
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg", "tiff", "dpx", "webp", "bmp"])
+@pytest.mark.parametrize("kind", ["png", "jpg", "tiff", "dpx", "webp", "bmp", "exr", "exr float"])
 def test_a_cut_image_is_named(tmp_path: Path, kind: str) -> None:
     folder = image_sequence(tmp_path / "frames", kind, frames=3)
     path = sorted(folder.iterdir())[0]
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
     refused(folder, path.name, "copy it again")
+
+
+def test_a_webp_of_a_few_bytes(tmp_path: Path) -> None:
+    """Found by fuzzing."""
+    (tmp_path / "a.webp").write_bytes(b"RIFF\x20\0\0\0WEBPVP8X")
+    refused(tmp_path / "a.webp", "copy it again")
 
 
 def test_damage_in_the_middle_is_found_where_it_is_read(tmp_path: Path) -> None:

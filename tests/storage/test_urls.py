@@ -270,3 +270,12 @@ def test_s3_refusals(seaweed, file, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_json_is_what_people_can_read(tmp_path: Path) -> None:
     urls.write_json(str(tmp_path / "a.json"), {"b": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1}
+
+
+def test_names_that_would_be_too_long_are_cut() -> None:
+    assert urls.fitting("clip", "_4x.mp4") == "clip_4x.mp4"
+    for stem in ("x" * 251, "\u6f22" * 83, "\u6f22x" * 63 + "\udcff"):
+        name = urls.fitting(stem, "_4x.report.json")
+        assert 250 <= len(os.fsencode(name)) <= 255
+        assert name.endswith("_4x.report.json")
+        assert name != urls.fitting(stem + "y", "_4x.report.json")

@@ -45,11 +45,13 @@ class Cluster(Command):
 
     def start_and_wait_for_a_worker(self) -> tuple[subprocess.Popen[str], psutil.Process]:
         process = self.start()
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while (worker := self.writing()) is None:
             assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+            if time.monotonic() > deadline:
+                process.kill()
+                raise AssertionError(f"no worker after 600 s: {process.communicate()[1]}")
+            time.sleep(0.2)
         assert worker.pid != process.pid
         return process, worker
 

@@ -105,6 +105,21 @@ def test_time_left_after_the_first_tenth(devices: int, load: float) -> None:
     assert checked > 50
 
 
+def test_time_left_where_the_last_step_of_a_segment_is_short() -> None:
+    """16 frames come as 13 after 2 s and 3 after 1 s more: three frames of the last step cost as much as eight."""
+    run = Run()
+    run.plan(40, 16, tail=1.0, preroll=8)
+    end = 100.0 + 40 * 3.0 + 1.0
+    for index in range(40):
+        at = 100.0 + 3.0 * index
+        run.tell(SegmentStarted(index, 16), at=at)
+        run.tell(FramesDone(index, 13), at=at + 2.0)
+        run.tell(FramesDone(index, 3), at=at + 3.0)
+        run.tell(SegmentComputed(index, 16, 3.0))
+        if 0.1 <= run.see().share < 0.9:
+            assert run.see().left == pytest.approx(end - run.now, rel=0.2)
+
+
 def test_no_time_left_before_anything_was_computed() -> None:
     run = Run()
     run.plan(4)

@@ -16,7 +16,7 @@ from flashvsr_core.errors import FlashvsrError, UserError
 from tasks import stop
 from tasks.events import FramesDone
 from tasks.upscale import is_transient
-from tasks.workers import WorkerDied, Workers
+from tasks.workers import WorkerDied, Workers, workers
 from tests.tasks import worker_calls as calls
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +147,22 @@ def test_stopping_now_gives_up_what_runs(two: Workers, tmp_path: Path) -> None:
     finally:
         stop.forget()
     assert two.call(calls.who)[0] in two.processes()
+
+
+def test_other_workers_end_unless_they_are_at_work(tmp_path: Path) -> None:
+    busy = workers((None,))
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(busy.call, calls.meet, tmp_path, "a", "b")
+        wait_for((tmp_path / "a").exists)
+        other = workers(("7",))
+        assert other.call(calls.who)[1] == "7"
+        assert workers((None,)) is busy
+        (tmp_path / "b").touch()
+        running.result()
+    pids = busy.processes() + other.processes()
+    assert len(pids) == 2
+    workers(("8",)).close()
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:

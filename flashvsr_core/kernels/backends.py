@@ -1,0 +1,68 @@
+"""The sets of kernels a DiT runs on, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flashvsr_core.errors import UserError
+from flashvsr_core.kernels import token_ops
+from flashvsr_core.kernels.block_attention import Blocks
+from flashvsr_core.kernels.block_mask import select_blocks
+from flashvsr_core.kernels.repeat_pixels import repeat_pixels
+from flashvsr_core.kernels.token_ops import Windows
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Everything in a DiT block but linear layers and attention, and the decoder's enlargement.
+
+    Arguments: see the functions of these names in `token_ops`, `block_mask` and `repeat_pixels`.
+    """
+
+    name: str
+    norm: Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
+    add_norm: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    windows: Callable[..., Windows]
+    linear_gelu: Callable[[Tensor, Tensor, Tensor], Tensor]
+    select: Callable[[Tensor, Tensor, Tensor, int], Blocks]
+    repeat_pixels: Callable[[Tensor, int], Tensor]
+    in_place: bool  # whether keys and values are written straight into the ring
+
+
+REFERENCE = Kernels(
+    "torch",
+    token_ops.norm,
+    token_ops.add_norm,
+    token_ops.rms_norm,
+    token_ops.windows,
+    token_ops.linear_gelu,
+    select_blocks,
+    repeat_pixels,
+    in_place=False,
+)
+
+
+def kernels(name: str) -> Kernels:
+    """The kernels called `name` (torch, triton); nothing is chosen silently."""
+    if name == REFERENCE.name:
+        return REFERENCE
+    if name != "triton":
+        raise UserError(f"kernels {name!r} are not known; choose torch or triton")
+    # Optional: CPU installations have no Triton; `attention_backend` says so first.
+    from flashvsr_core.kernels import token_ops_triton as fused
+    from flashvsr_core.kernels.block_mask_triton import select_blocks as select
+    from flashvsr_core.kernels.pixels_triton import repeat_pixels as repeat
+
+    return Kernels(
+        "triton",
+        fused.norm,
+        fused.add_norm,
+        fused.rms_norm,
+        fused.windows,
+        fused.linear_gelu,
+        select,
+        repeat,
+        in_place=True,
+    )

@@ -1,0 +1,66 @@
+"""The bench measures what it says: stages, blocks, arithmetic, and the distance from float32."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flashvsr_core import bench
+from flashvsr_core.config import UpscaleParams
+from flashvsr_core.errors import FlashvsrError
+from flashvsr_core.kernels.block_attention import BlockList
+from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.upscaler import Upscaler
+from flashvsr_core.weights import Weights
+from tests.core.formula import SMALL, formula_weights
+
+PARAMS = UpscaleParams(scale=4, color_fix="none", preroll=0, local_range=3, scenes="off")
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return formula_weights()
+
+
+def test_measures_steps_and_stages(weights: Weights) -> None:
+    found = bench.measure(Upscaler.load(weights, PARAMS), 128, 256, steps=2, warmup=1)
+    assert found.steps == 2
+    assert found.fps == pytest.approx(8e3 / found.step_ms)
+    assert {"enlarge", "lq_proj", "mask", "attention", "dit_rest", "decoder", "color", "send"} <= set(found.stages_ms)
+    # 2 windows, 2 heads, 2 layers: a step chooses at most 2 x 8 blocks in each.
+    assert 0 < found.blocks <= 2 * 2 * 2 * 8
+    assert found.tflop > 0
+
+
+def test_float32_is_its_own_reference_and_half_precision_is_near(weights: Weights) -> None:
+    exact = bench.fidelity(Upscaler.load(weights, PARAMS), weights, 128, 256)
+    assert exact.psnr_db == float("inf")
+    assert (exact.flipped, exact.ties, exact.selections) == (0, 0, 2 * SMALL.dit.num_layers)
+    half = bench.fidelity(Upscaler.load(weights, replace(PARAMS, precision="bf16")), weights, 128, 256)
+    assert 45 < half.psnr_db < 100
+
+
+def test_a_selection_of_another_size_is_an_error(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    upscaler = Upscaler.load(weights, PARAMS)
+    honest = Upscaler.sparsity
+
+    def everything(self: Upscaler, geometry: object) -> Sparsity:
+        sparsity = honest(self, geometry)  # type: ignore[arg-type]
+
+        def select(q: torch.Tensor, k: torch.Tensor, *_: object) -> BlockList:
+            counts = torch.full(q.shape[:3], k.shape[2], dtype=torch.int32)
+            return BlockList(counts, torch.arange(k.shape[2], dtype=torch.int32).expand(*q.shape[:3], -1))
+
+        return replace(sparsity, kernels=replace(sparsity.kernels, select=select))
+
+    monkeypatch.setattr(Upscaler, "sparsity", everything)
+    with pytest.raises(FlashvsrError, match="bug in the block selection"):
+        bench.fidelity(upscaler, weights, 128, 256)
+
+
+def test_random_weights_have_the_models_keys() -> None:
+    drawn = bench.random_weights(SMALL, "tiny", torch.device("cpu"))
+    expected = formula_weights()
+    for part in ("dit", "lq_proj", "tcdecoder"):
+        shapes = {key: value.shape for key, value in getattr(drawn, part).items()}
+        assert shapes == {key: value.shape for key, value in getattr(expected, part).items()}

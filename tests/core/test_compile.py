@@ -1,0 +1,81 @@
+"""Every Triton kernel is compiled, without a GPU, for the generations that it may meet: down to machine code."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Compiled in a process of its own: conftest.py has set this one's Triton to interpret.
+SCRIPT = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from tests.core.test_compile import CASES
+
+capability, dtype = int(sys.argv[1]), sys.argv[2]
+for name, (module, signature, constants, options) in CASES.items():
+    kernel = getattr(__import__(f"flashvsr_core.kernels.{module}", fromlist=["x"]), name)
+    types = {key: kind.replace("half", dtype) for key, kind in signature.items()}
+    source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    assert built.asm["cubin"], name
+    print(name, len(built.asm["cubin"]), built.metadata.shared)
+"""
+
+_ROW = {"dim": "i32", "eps": "fp32"}
+CASES: dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]] = {
+    "_norm": ("token_ops_triton", dict.fromkeys(("x", "out", "scale", "shift"), "*half") | _ROW,
+              {"OFFSET": 1.0, "WIDTH": 2048}, {}),
+    "_add_norm": ("token_ops_triton",
+                  dict.fromkeys(("x", "y", "gate", "total", "out", "scale", "shift"), "*half") | _ROW,
+                  {"GATED": True, "OFFSET": 1.0, "WIDTH": 2048}, {}),
+    "_rms_norm": ("token_ops_triton", dict.fromkeys(("x", "out", "weight"), "*half") | {"stride": "i32"} | _ROW,
+                  {"WIDTH": 2048}, {}),
+    "_inverse_rms": ("token_ops_triton",
+                     {"q": "*half", "k": "*half", "out": "*fp32", "stride": "i32", "rows": "i32"} | _ROW,
+                     {"WIDTH": 2048}, {}),
+    "_windows": ("token_ops_triton",
+                 dict.fromkeys(("q", "k", "v"), "*half") | {"inverse": "*fp32", "weight_q": "*half",
+                 "weight_k": "*half", "cos": "*fp32", "sin": "*fp32"}
+                 | dict.fromkeys(("q_out", "k_out", "v_out"), "*half") | {"q_pooled": "*fp32", "k_pooled": "*fp32"}
+                 | dict.fromkeys(("stride", "rows", "heads", "count", "k_batch", "k_head", "v_batch", "v_head",
+                                  "pooled_batch", "pooled_head"), "i32"),
+                 {"TOKENS": 128, "PAIRS": 64}, {"num_warps": 8}),
+    "_score": ("block_mask_triton",
+               {"q": "*fp32", "k": "*fp32", "local": "*u8", "weights": "*fp32", "n": "i32", "query_windows": "i32",
+                "key_windows": "i32", "k_head": "i32", "scale": "fp32"},
+               {"QUERIES": 16, "KEYS": 64, "DIM": 128}, {}),
+    "_threshold": ("block_mask_triton", {"weights": "*i32", "thresholds": "*i32", "entries": "i32", "rank": "i32"},
+                   {"CHUNK": 8192, "TOP": 28}, {"num_warps": 16}),
+    "_list_above": ("block_mask_triton",
+                    {"weights": "*i32", "thresholds": "*i32", "counts": "*i32", "indices": "*i32", "n": "i32",
+                     "windows": "i32"}, {"WIDTH": 512}, {}),
+    "_list_blocks": ("block_attention_triton",
+                     {"mask": "*u8", "counts": "*i32", "indices": "*i32", "windows": "i32"}, {"WIDTH": 512}, {}),
+    "_order_rows": ("block_attention_triton", {"counts": "*i32", "order": "*i32", "windows": "i32"},
+                    {"WIDTH": 128}, {}),
+    "_attend": ("block_attention_triton",
+                {"q": "*half", "k": "tensordesc<half[128,128]>", "v": "tensordesc<half[128,128]>", "out": "*half",
+                 "counts": "*i32", "indices": "*i32", "order": "*i32"}
+                | dict.fromkeys(("k_batch", "k_head", "v_batch", "v_head", "heads", "query_windows", "key_windows"),
+                                "i32") | {"scale": "fp32"},
+                {"TOKENS": 128, "KEYS": 128, "DIM": 128, "PRECISION": "ieee"}, {"num_warps": 8, "num_stages": 2}),
+    "_repeat": ("pixels_triton", {"x": "*half", "out": "*half", "height": "i32", "width": "i32"},
+                {"STRIDE": 2, "CHANNELS": 128, "PIXELS": 16}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [(75, "fp16"), (80, "bf16"), (86, "bf16"), (89, "bf16"), (90, "bf16"), (120, "bf16")]
+)
+def test_kernels_compile(capability: int, dtype: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(capability), dtype],
+        env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == len(CASES)
