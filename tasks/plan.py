@@ -328,7 +328,7 @@ def _alpha_notes(info: VideoInfo, encode: EncodeParams) -> Iterator[str]:
         images = is_images(encode.container)
         able = kinds_with_alpha() if images else codecs_with_alpha()
         yield (
-            f"the transparency of the video was left out: {encode.container if images else encode.codec} as "
+            f"the transparency of the source was left out: {encode.container if images else encode.codec} as "
             f"{encode.pix_fmt} does not hold it; {', '.join(able)} do"
         )
 

@@ -37,6 +37,7 @@ AUDIO_ENCODER = {"aac": "aac", "opus": "libopus"}
 REFUSED = {"mp4": {"truehd"}, "mov": {"truehd", "opus", "flac"}}
 PICTURES = {"mp4": {"mjpeg", "png"}, "mkv": {"mjpeg", "png"}}  # cover art; mov and webm have no place for it
 PICTURE_FILES = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png")}
+PICTURE_DEMUXERS = {"mjpeg": "jpeg_pipe", "png": "png_pipe"}
 AUDIO_BITRATE = "256k"  # where a container forces a conversion
 VFR_TIMESCALE = 90_000  # ticks per second where the source's own time base does not fit into mp4
 # QuickTime numbers languages; ffmpeg knows one of the two ISO 639-2 spellings of each and drops the other in silence.
@@ -121,7 +122,11 @@ def merge(
             others = {index: source[str(index)] for index in carried.indices}
             if info.excerpt is not None:
                 others |= _trimmed_subtitles(source_path, info, encode, carried, Path(folder), program)
-            streams += others.values() or [source["t:9999?"]]
+            covers = _loose_covers(source_path, info, carried, Path(folder))
+            # The source comes first: metadata and chapters are those of input 1.
+            streams += [stream for index, stream in others.items() if index not in covers] or [source["t:9999?"]]
+            streams += covers.values()
+            options |= {f"disposition:v:{number}": "attached_pic" for number in range(1, 1 + len(covers))}
         run_ffmpeg(ffmpeg.output(*streams, file_url(output_path), **options), program)
     return tuple(carried.notes)
 
@@ -193,11 +198,28 @@ def _attached_cover(source_path: str | Path, carried: _Carried, folder: Path) ->
     if carried.cover is None:
         return {}
     name, kind = PICTURE_FILES[carried.cover.codec]
-    with open_source(source_path) as container:
-        stream = container.streams[carried.cover.index]
-        packet = next(packet for packet in container.demux(stream) if packet.size)
-        (folder / name).write_bytes(bytes(packet))
+    _write_picture(source_path, carried.cover, folder / name)
     return {"attach": str(folder / name), f"metadata:s:t:{carried.counts['t']}": f"mimetype={kind}"}
+
+
+def _loose_covers(
+    source_path: str | Path, info: VideoInfo, carried: _Carried, folder: Path
+) -> dict[int, FilterableStream]:
+    """Cover art of a source that is trimmed, as files of its own: it lies at time 0, which seeking leaves behind."""
+    found: dict[int, FilterableStream] = {}
+    for stream in info.streams:
+        if info.excerpt is not None and stream.cover and stream.index in carried.indices:
+            path = folder / f"picture{stream.index}"
+            _write_picture(source_path, stream, path)
+            demuxer = PICTURE_DEMUXERS[stream.codec]
+            found[stream.index] = ffmpeg.input(file_url(path), protocol_whitelist=PROTOCOLS, format=demuxer)["0"]
+    return found
+
+
+def _write_picture(source_path: str | Path, stream: StreamInfo, path: Path) -> None:
+    with open_source(source_path) as container:
+        packets = container.demux(container.streams[stream.index])
+        path.write_bytes(next(bytes(packet) for packet in packets if packet.size))
 
 
 def _mov_languages(info: VideoInfo, carried: _Carried) -> dict[str, Any]:

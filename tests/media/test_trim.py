@@ -16,7 +16,8 @@ from tasks.media.mux import merge
 from tasks.media.probe import VideoInfo, probe
 from tasks.media.timecode import later
 from tasks.media.trim import Trim, frame_range, trimmed
-from tests.media.clips import numbers, planes_of, run
+from tests.media import reader
+from tests.media.clips import numbered, numbers, planes_of, run
 
 FAST = EncodeParams(codec="h264", preset="ultrafast", threads=1)
 
@@ -110,6 +111,31 @@ def test_a_trimmed_video_begins_with_the_timecode_of_its_first_frame(clips: Path
         output = tmp_path / f"out.{container}"
         cut(source, output, Trim(start="30f", frames=10), container)
         assert probe(output).timecode == "01:02:04:10"
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+@pytest.mark.parametrize("sound", [True, False])
+def test_cover_art_stays(tmp_path: Path, container: str, sound: bool) -> None:
+    source, output, cover = tmp_path / "in.mp4", tmp_path / f"out.{container}", tmp_path / "cover.png"
+    run(*numbered(0.04), "-frames:v", "1", cover)
+    chapters = tmp_path / "meta.txt"
+    chapters.write_text(";FFMETADATA1\ntitle=Whole\n[CHAPTER]\nTIMEBASE=1/1\nSTART=1\nEND=4\ntitle=Later\n")
+    tone = ("-f", "lavfi", "-i", "sine=d=4", "-map", "3", "-c:a", "aac")
+    run(
+        *numbered(4, "25"), "-i", cover, "-i", chapters, *(tone[:4] if sound else ()), "-map", "0", "-map", "1",
+        *(tone[4:] if sound else ()), "-map_metadata", "2", "-map_chapters", "2", "-c:v:0", "libx264", "-c:v:1", "copy",
+        "-disposition:v:1", "attached_pic", source,
+    )  # fmt: skip
+    _, notes = cut(source, output, Trim(start="2", frames=10), container)
+    assert notes == ()
+    assert [stream["disposition"]["attached_pic"] for stream in reader.streams(output, "video")] == [0, 1]
+    assert len(reader.streams(output, "audio")) == sound
+    with av.open(str(output)) as found:
+        assert found.metadata["title"] == "Whole"
+        assert [float(c["start"] * c["time_base"]) for c in found.chapters()] == [0]
+        assert found.streams.video[0].frames in (0, 10)
+        pictures = [bytes(packet) for packet in found.demux(video=1) if packet.size]
+    assert pictures == [cover.read_bytes()]
 
 
 def clicks(path: Path) -> list[float]:
