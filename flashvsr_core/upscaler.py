@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 # 78 dB against the uncut stream on formula weights, where 45 is asked (tests/bench/preroll.md); 8 frames more than the
 # 24 that attention remembers by default, for models deeper than could be measured.
 DEFAULT_PREROLL = 32
+# Compiled for 7.5, a program of the attention kernel takes 128 KiB of shared memory, and Turing has 64; from 8.0 on it
+# fits (Triton 3.9: 64 KiB on 8.x, 160 on 9.0, 96 on 12.0).
+TRITON_CAPABILITY = (8, 0)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,6 +65,22 @@ def _natural_precision(device: torch.device) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
+def check_attention(attention: str, device: torch.device) -> None:
+    """UserError where this GPU cannot run the attention backend."""
+    if device.type != "cuda" or attention != "triton":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < TRITON_CAPABILITY:
+        raise UserError(
+            f"attention 'triton' needs compute capability {_dotted(TRITON_CAPABILITY)}, {device} has "
+            f"{_dotted(capability)}; use a newer GPU, or --attention torch, which is slow"
+        )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
 class Upscaler:
     """One loaded model on one device. It holds no stream: `stream` may be called for any number of videos."""
 
@@ -79,6 +98,7 @@ class Upscaler:
         """Build the model's modules from `weights` on `device`; `auto` parameters are resolved."""
         device = torch.device(device)
         resolved = resolve_params(params, weights.spec, device)
+        check_attention(resolved.attention, device)
         if resolved.precision == "fp32":
             # float32 was asked for; TF32 would keep 10 bits of mantissa.
             torch.backends.cudnn.allow_tf32 = False

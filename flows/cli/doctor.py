@@ -23,7 +23,6 @@ from flows import settings
 from flows.cli import options
 
 State = Literal["ok", "note", "missing"]
-_MIN_CAPABILITY = (7, 5)  # oldest GPU generation Triton compiles for
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,15 @@ def _torch() -> Finding:
 def _gpu() -> Finding:
     import torch
 
+    from flashvsr_core.upscaler import TRITON_CAPABILITY
+
     if not torch.cuda.is_available():
         return Finding("gpu", "note", "none found", "runs on the CPU; for speed use a CUDA build of PyTorch and a GPU")
     names = []
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         names.append(f"{number}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-        if (properties.major, properties.minor) < _MIN_CAPABILITY:
+        if (properties.major, properties.minor) < TRITON_CAPABILITY:
             return Finding("gpu", "note", names[-1], "too old for the Triton kernels; use --devices cpu or a newer GPU")
     return Finding("gpu", "ok", "; ".join(names))
 

@@ -35,7 +35,8 @@ def test_measures_steps_and_stages(weights: Weights) -> None:
 def test_float32_is_its_own_reference_and_half_precision_is_near(weights: Weights) -> None:
     exact = bench.fidelity(Upscaler.load(weights, PARAMS), weights, 128, 256)
     assert exact.psnr_db == float("inf")
-    assert (exact.flipped, exact.ties, exact.selections) == (0, 0, 2 * SMALL.dit.num_layers)
+    # 33 frames take three steps: the last ones are emitted by a step of their own.
+    assert (exact.flipped, exact.ties, exact.selections) == (0, 0, 3 * SMALL.dit.num_layers)
     half = bench.fidelity(Upscaler.load(weights, replace(PARAMS, precision="bf16")), weights, 128, 256)
     assert 45 < half.psnr_db < 100
 

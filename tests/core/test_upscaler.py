@@ -10,7 +10,7 @@ import torch
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import FlashvsrError, UserError
 from flashvsr_core.registry import model_spec
-from flashvsr_core.upscaler import Upscaler, resolve_params
+from flashvsr_core.upscaler import Upscaler, check_attention, resolve_params
 from flashvsr_core.weights import Weights, embedded_weights
 from tests.core.formula import formula_weights
 from tests.core.formula import moving_clip as clip
@@ -166,3 +166,13 @@ def test_gpus_without_bf16_use_fp16(monkeypatch: pytest.MonkeyPatch, known: bool
 def test_embedded_model_loads_and_keeps_the_size() -> None:
     out = run(Upscaler.load(embedded_weights(), UpscaleParams()), clip(2, 24, 40))
     assert out.shape == (2, 96, 160, 3)
+
+
+def test_a_gpu_that_cannot_run_the_attention_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    with pytest.raises(UserError, match=r"needs compute capability 8\.0, cuda:0 has 7\.5"):
+        check_attention("triton", gpu)
+    check_attention("torch", gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+    check_attention("triton", gpu)
