@@ -17,8 +17,11 @@ demo: $(STAMP)
 	$(BIN)/flashvsr run assets/bbb.mp4 demo/bbb_4x.mp4 --segment-frames 32
 	@echo "The enlarged clip is demo/bbb_4x.mp4."
 
+# Two processes, and every file in one of them: many tests wait for servers, and fixtures are made once per file.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rs
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not system and not gpu" -rs --durations=15
+	$(PYTEST) -m "not system and not gpu" --durations=15
 
 # Prefect's UI and the report are looked at in Debian's Chromium.
 browser:
@@ -26,7 +29,7 @@ browser:
 		$(SUDO) sh -c 'apt-get update && apt-get install -y chromium chromium-driver'
 
 test-system: $(STAMP) browser
-	$(BIN)/python -m pytest -m "system and not gpu" -rs --timeout=1200 --durations=15
+	$(PYTEST) -m "system and not gpu" --timeout=1200 --durations=30
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
