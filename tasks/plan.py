@@ -42,7 +42,7 @@ PLAN = 2  # version of plan.json
 PIXELS = 2  # raised by hand when the same parameters give other pixels
 BYTES = 1  # raised by hand when the same pixels are encoded otherwise
 
-_OTHER_SCALES = {
+OTHER_SCALES = {
     "nano": "nano is for scale 4; at 2 and 3 it may help damaged input, but is 0.2 to 5 dB below bicubic on clean",
     "published": "the published models were trained for scale 4; at 2 and 3 faces and small text may distort",
 }
@@ -275,7 +275,7 @@ def _scenes(params: UpscaleParams, whole: VideoInfo, first: int, stop: int) -> s
 def _notes(info: VideoInfo, encode: EncodeParams, params: UpscaleParams, fps: str | None) -> tuple[str, ...]:
     notes = []
     if params.scale != 4:
-        notes.append(_OTHER_SCALES["nano" if params.model == "nano" else "published"])
+        notes.append(OTHER_SCALES["nano" if params.model == "nano" else "published"])
     if info.truncated:
         notes.append(f"the source is truncated: {info.frames} frames can be read")
     if info.container == SEQUENCE and fps is None:
