@@ -140,6 +140,11 @@ def upscale_video(
 def _checked(request: Request, compute: ComputeParams, reference: str | None) -> ComputeParams:
     """`compute` with this machine's folders; refuses every place outside of its roots before anything is looked at."""
     roots = settings.roots()
+    if roots.places and request.encode.codec_args:
+        raise UserError(
+            f"codec_args {request.encode.codec_args!r} are not taken where {settings.ROOTS} is set: parameters may come "
+            "from strangers there; leave them out, or run by hand without it"
+        )
     roots.check("source", request.source)
     if request.params.scenes_file is not None:
         roots.check("scenes", request.params.scenes_file)

@@ -63,7 +63,7 @@ def test_the_dit_matters(figures: dict[str, Figures]) -> None:
 
 
 def test_half_precision_costs_nothing_visible(upscaler: Upscaler, truth: np.ndarray) -> None:
-    small = damaged(truth, "plain", 4)
+    small = damaged(truth[:9, :128, :128], "plain", 4)  # bf16 is slow on most CPUs
     half = Upscaler.load(embedded_weights(), replace(PARAMS, precision="bf16"))
     full, low = (luma(torch.from_numpy(upscale(u, small))) for u in (upscaler, half))
     assert psnr(full, low) > 45

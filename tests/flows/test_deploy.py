@@ -21,11 +21,15 @@ def test_every_parameter_is_described(declared: dict[str, Any]) -> None:
     assert "pull" not in declared
 
 
-def test_deployments_take_no_raw_encoder_arguments() -> None:
+def test_deployments_take_known_encoder_choices_only() -> None:
+    """codec_args are refused where roots are set (test_places_outside_of_the_roots_are_refused)."""
     for declared in deploy._declared():
         schema = deploy._flow(declared["entrypoint"]).to_deployment("x")._parameter_openapi_schema.model_dump()
         encoder = schema["definitions"]["EncodeParams"]["properties"]
-        assert set(encoder) == {"codec", "crf", "preset", "pix_fmt", "container", "threads"}
+        assert set(encoder) == {
+            "delivery", "codec", "encoder", "crf", "bitrate", "preset", "pix_fmt", "codec_args", "target_size",
+            "container", "threads",
+        }  # fmt: skip
 
 
 def test_the_commands_are_there() -> None:

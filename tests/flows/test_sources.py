@@ -54,7 +54,8 @@ def test_images_in_images_out(run: Runner, frames: Path, tmp_path: Path) -> None
     manifest = json.loads((out / "big.manifest.json").read_text())
     assert [image["name"] for image in manifest["images"]] == [f"big_{n}.png" for n in range(100, 120)]
     assert {path.name for path in out.iterdir()} == {
-        ".flashvsr", "big.manifest.json", "big.report.json", *(f"big_{n}.png" for n in range(100, 120))
+        ".flashvsr", "big.manifest.json", "big.report.html", "big.report.json",
+        *(f"big_{n}.png" for n in range(100, 120)),
     }  # fmt: skip
     info = describe(out)
     assert (info.width, info.height, info.frames, info.pix_fmt) == (96, 64, 20, "rgb24")

@@ -125,7 +125,6 @@ def test_places_outside_of_the_roots_are_refused(
         ("memory://bucket/in/a.mp4", str(inside / "o.mp4"), {}),
         (good, str(secret / "o.mp4"), {}),
         (good, str(inside / "way" / "o.mp4"), {}),
-        (good, str(inside), {}),
         (good, str(inside / "o.mp4"), {"store": str(secret / "store")}),
         (good, str(inside / "o.mp4"), {"store": str(inside / "way")}),
         (good, str(inside / "o.mp4"), {"compute": ComputeParams(devices="cpu", work_dir=str(secret))}),
@@ -135,6 +134,11 @@ def test_places_outside_of_the_roots_are_refused(
     for source, output, more in refused:
         with pytest.raises(OutsideRoots):
             upscale_video.fn(source, output, **(options | more))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="must end in"):
+        upscale_video.fn(good, str(inside), **options)  # type: ignore[arg-type]
+    raw = {"encode": EncodeParams(codec_args="aq-mode=2")}
+    with pytest.raises(UserError, match="codec_args"):
+        upscale_video.fn(good, str(inside / "o.mp4"), **(options | raw))  # type: ignore[arg-type]
     assert sorted(path.name for path in secret.iterdir()) == ["s.mp4"]
     assert sorted(path.name for path in inside.iterdir()) == ["a.mp4", "link.mp4", "way"]
     with pytest.raises(OutsideRoots):

@@ -151,10 +151,10 @@ def test_finished_segments_of_a_failed_run_are_kept(
 
     real = upscale.read_frames
 
-    def damaged(path, info, start, stop):  # type: ignore[no-untyped-def]
+    def damaged(path, info, start, stop, **options):  # type: ignore[no-untyped-def]
         if stop == info.frames and start > 0:
             raise UserError("frame 37 of in.mp4 is damaged")
-        return real(path, info, start, stop)
+        return real(path, info, start, stop, **options)
 
     monkeypatch.setattr(upscale, "read_frames", damaged)
     with pytest.raises(SegmentsFailed, match="frame 37") as caught:
