@@ -13,9 +13,9 @@ from prefect.states import State
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import FlashvsrError
 from flashvsr_core.segments import SegmentPlan
-from flows.runners import CLUSTERS, one_gpu_each
+from flows.runners import one_gpu_each
 from tasks import stop
-from tasks.events import FramesDone, SegmentComputed, SegmentFailed, tell
+from tasks.events import SegmentFailed, tell
 from tasks.plan import read_plan
 from tasks.storage.jobs import Job, SegmentResult
 from tasks.upscale import upscale_segment
@@ -51,9 +51,7 @@ def upscale_segments(job: Job, indices: list[int], compute: ComputeParams, cache
                 for segment in order
             }
         for index, future in futures.items():
-            outcomes[index] = found = _outcome(future)
-            if compute.runner in CLUSTERS and isinstance(found, SegmentResult) and not held[index]:
-                _tell_for(found)
+            outcomes[index] = _outcome(future)
     failures = {index: found for index, found in outcomes.items() if not isinstance(found, SegmentResult)}
     if failures:
         for index, error in failures.items():
@@ -92,15 +90,6 @@ def _outcome(future: PrefectFuture[SegmentResult]) -> SegmentResult | BaseExcept
     except Exception as error:  # noqa: BLE001 - Dask and Ray have many names for it
         return WorkerDied(f"the worker was lost ({type(error).__name__}: {error}); run again")
     return state.result() if state.is_completed() else _error(state)
-
-
-def _tell_for(result: SegmentResult) -> None:
-    """Say what a worker of a cluster cannot, whose log records stay there."""
-    tell(FramesDone(result.segment, result.frames))
-    tell(
-        SegmentComputed(result.segment, result.frames, result.seconds),
-        f"segment {result.segment} [{result.start}, {result.stop}) computed in {result.seconds:.1f} s",
-    )
 
 
 def _error(state: State) -> BaseException:

@@ -142,8 +142,8 @@ def _checked(request: Request, compute: ComputeParams, reference: str | None) ->
     roots = settings.roots()
     if roots.places and request.encode.codec_args:
         raise UserError(
-            f"codec_args {request.encode.codec_args!r} are not taken where {settings.ROOTS} is set: parameters may come "
-            "from strangers there; leave them out, or run by hand without it"
+            f"codec_args {request.encode.codec_args!r} are not taken where {settings.ROOTS} is set: there parameters "
+            "may come from strangers; leave them out, or run by hand without it"
         )
     roots.check("source", request.source)
     if request.params.scenes_file is not None:

@@ -11,8 +11,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ffmpeg
 import pytest
 
+from tasks.media.ffmpeg import run_ffmpeg
 from tasks.storage.jobs import Job
 from tests.flows.clips import make_clip
 from tests.system.processes import ROOT
@@ -60,10 +62,13 @@ def test_what_is_not_run_says_so(page: Path) -> None:
 def test_commands_run(page: Path, made: Made, job_in: Callable[..., Job], tmp_path: Path) -> None:  # noqa: F811
     make_clip(tmp_path / "holiday.mp4", 9)
     make_clip(tmp_path / "film.mp4", 9)
+    (tmp_path / "frames").mkdir()
+    for made_of_it in ("tape.mpg", "frames/%03d.png"):
+        run_ffmpeg(ffmpeg.output(ffmpeg.input(str(tmp_path / "holiday.mp4")), str(tmp_path / made_of_it)))
     job = job_in(str(tmp_path / ".flashvsr"))
     name = Path(job.url).name
     (tmp_path / "bin").mkdir()
-    for program in ("python", "flashvsr", "prefect"):
+    for program in ("flashvsr", "prefect"):  # a link to python would not find its packages
         (tmp_path / "bin" / program).symlink_to(Path(sys.executable).with_name(program))
     shutil.copytree(ROOT / "assets", tmp_path / "assets")
     env = os.environ | {
