@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ffmpeg
 import pytest
+from PIL import Image
 
 from tasks.media.ffmpeg import run_ffmpeg
 from tasks.storage.jobs import Job
@@ -63,8 +64,10 @@ def test_commands_run(page: Path, made: Made, job_in: Callable[..., Job], tmp_pa
     make_clip(tmp_path / "holiday.mp4", 9)
     make_clip(tmp_path / "film.mp4", 9)
     (tmp_path / "frames").mkdir()
+    make_clip(tmp_path / "in.mp4", 9)
     for made_of_it in ("tape.mpg", "frames/%03d.png"):
         run_ffmpeg(ffmpeg.output(ffmpeg.input(str(tmp_path / "holiday.mp4")), str(tmp_path / made_of_it)))
+    Image.new("RGB", (48, 32), "teal").save(tmp_path / "photo.tif")
     job = job_in(str(tmp_path / ".flashvsr"))
     name = Path(job.url).name
     (tmp_path / "bin").mkdir()

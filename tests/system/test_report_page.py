@@ -32,7 +32,7 @@ def page(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa:
     assert Path(page_beside(str(output))).exists()
     found = urls.read_json(report_beside(str(output)))
     joins = [segment.start for segment in made.plan.segments[1:]]
-    quality, sights = measure(output, made.source, made.plan.info, made.plan.params.scale, joins, 60.0)
+    quality, sights = measure(output, made.source, made.plan.info, joins, 60.0)
     found["source"] = found["job"] = found["command"] = EVIL
     found["notes"] = found["warnings"] = found["fallbacks"] = found["devices"] = [EVIL]
     found["output"]["url"] = f"/out/{EVIL}"
