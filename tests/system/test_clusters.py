@@ -97,11 +97,10 @@ def test_ctrl_c_with_worker_processes(clip: Path, plain: list[str], tmp_path: Pa
         assert command.leftovers() == []
         assert list((tmp_path / "work" / "work").iterdir()) == []
         assert not list((tmp_path / ".flashvsr").glob("*/lease.json"))
-        done = Outcome(130, log).computed
-        if times == 2:
-            assert done == [], log
-        else:  # of the two that ran when the signal came; others may have been finished before
-            assert 1 <= len(Outcome(130, log.partition("interrupted")[2]).computed) <= 2, log
+        # Of the two that ran when the signal came; others may have been finished before. That running ones are given up
+        # at the second signal is tested where it does not hang on moments: test_stopping_now_gives_up_what_runs.
+        done, after = (Outcome(130, text).computed for text in (log, log.partition("interrupted")[2]))
+        assert (1 if times == 1 else 0) <= len(after) <= 2, log
     again = command.run()
     assert again.status == 0, again.log
     assert set(again.computed).isdisjoint(done)
