@@ -212,7 +212,10 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
 
 
 def settle_plan(job: Job, plan: JobPlan) -> JobPlan:
-    """The plan in force: an earlier run's segments are only of use with that run's segment length."""
+    """The plan in force: an earlier run's segments are only of use with that run's segment length.
+
+    For the holder of the job's lease: a plan whose source has moved is written anew.
+    """
     found = job.read_plan()
     if found is None:
         return plan
@@ -228,6 +231,10 @@ def settle_plan(job: Job, plan: JobPlan) -> JobPlan:
             f"{plan.source} has {plan.info.frames} frames but the plan of {job.url} says {settled.info.frames}; "
             "use --fresh to plan anew"
         )
+    if settled.source != plan.source:
+        # The same content was moved, or is there twice; workers must read where it is now.
+        settled = replace(settled, source=plan.source)
+        job.replace_plan(settled.to_json())
     return settled
 
 

@@ -145,13 +145,17 @@ class Job:
 
     def write_plan(self, plan: dict[str, Any]) -> dict[str, Any]:
         """Store the plan unless there is one, and return the plan in force: the first writer's."""
-        data = json.dumps(plan, indent=1, allow_nan=False).encode()
+        data = _plan_bytes(plan)
         if urls.create_exclusive(self.plan_url, data):
             return dict(json.loads(data))
         found = self.read_plan()
         if found is None:
             raise TransientError(f"{self.plan_url} was removed while the job was planned; run again")
         return found
+
+    def replace_plan(self, plan: dict[str, Any]) -> None:
+        """Store another plan in the place of the one in force; for the holder of the lease."""
+        urls.write_bytes(self.plan_url, _plan_bytes(plan))
 
     def read_plan(self) -> dict[str, Any] | None:
         """The plan in force, if there is one."""
@@ -284,6 +288,10 @@ class Job:
             )
             return None
         return result
+
+
+def _plan_bytes(plan: dict[str, Any]) -> bytes:
+    return json.dumps(plan, indent=1, allow_nan=False).encode()
 
 
 def slug(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,22 @@ def test_a_second_run_is_already_done_and_a_foreign_output_is_kept(run: Runner, 
         run(clip, output)
     assert output.read_bytes() == b"somebody else's"
     assert run(clip, output, force=True).status == "done"
+    assert probe(output).frames == 40
+
+
+def test_a_source_that_moved_is_read_where_it_is_now(run: Runner, clip: Path, tmp_path: Path, cache_dir: Path) -> None:
+    """The same content is the same job, whose plan names the place of an earlier run."""
+    first, second = tmp_path / "a" / "clip.mp4", tmp_path / "b" / "clip.mp4"
+    for folder in (first.parent, second.parent):
+        folder.mkdir()
+    shutil.copy(clip, first)
+    output = tmp_path / "out.mp4"
+    run(first, output, keep_segments=True)
+    Path(job_of(first, output, cache_dir).segment_url(1)).unlink()
+    output.unlink()
+    first.rename(second)
+    assert run(second, output).plan["source"] == str(second)
+    assert run.computed == [1]
     assert probe(output).frames == 40
 
 

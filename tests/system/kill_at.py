@@ -90,7 +90,7 @@ def arrange(stage: str) -> None:
     stages: dict[str, Callable[[], None]] = {
         "decoding": lambda: within(upscale, "read_frames", at_call(9, stage)),
         "model": lambda: before(upscaler, "step", at_call(4, stage)),
-        "encoding": lambda: before(encode, "_frame", at_call(20, stage)),
+        "encoding": lambda: before(encode, "video_frame", at_call(20, stage)),
         # The segment's data are written, but under a temporary name.
         "storing": lambda: before(local, "settle", at_target(r"segments/\d+\.mp4", stage, number=2)),
         # The data have their name, the record is not written.

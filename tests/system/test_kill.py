@@ -68,9 +68,9 @@ class Command:
         _, log = process.communicate(timeout=600)
         return Outcome(process.returncode, log)
 
-    def leftovers(self) -> list[str]:
-        """Processes that this command started and that still run 15 seconds after it ended."""
-        for _ in range(150):
+    def leftovers(self, seconds: int = 15) -> list[str]:
+        """Processes that this command started and that still run so many seconds after it ended."""
+        for _ in range(10 * seconds):
             found = [p for p in psutil.process_iter(["cmdline"]) if self._is_ours(p)]
             if not found:
                 return []
