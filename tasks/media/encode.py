@@ -296,8 +296,9 @@ def encode_segment(
             raise FlashvsrError(f"no frames came for segment {str(path)!r}; at least 1 is needed")
         with writing(path):
             packets += _mux(container, stream.encode(), packets, encode)
-    except BaseException:
-        _abandon(container)
+    except BaseException as error:  # also Ctrl-C: the file must not stay open, whoever called deletes it
+        error.add_note(f"while encoding segment {str(path)!r}, after {frames} frames")
+        _abandon(container, error)
         raise
     with writing(path):
         container.close()
@@ -354,9 +355,9 @@ def writing(path: str | Path) -> Iterator[None]:
         raise FlashvsrError(f"segment {name} cannot be encoded: {os_reason(error)}; see the log") from error
 
 
-def _abandon(container: av.container.OutputContainer) -> None:
-    """Close after an error; a second error of the same file would hide the first."""
+def _abandon(container: av.container.OutputContainer, cause: BaseException) -> None:
+    """Close after an error. What closing complains of in turn is told with the first error and does not hide it."""
     try:
         container.close()
     except av.FFmpegError as error:
-        error.add_note("while closing an unfinished segment")
+        cause.add_note(f"closing it failed as well: {os_reason(error)}")
