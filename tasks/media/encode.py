@@ -18,7 +18,7 @@ from flashvsr_core.layout import Planes, YuvLayout
 from tasks.media import codecs
 from tasks.media.codecs import CodecSpec, Container, Encoder
 from tasks.media.delivery import DELIVERIES, DeliveryName
-from tasks.media.encoder import SMALLEST_TIMESCALE, add_stream, probe_encoder, restamp, video_frame
+from tasks.media.encoder import SMALLEST_TIMESCALE, add_stream, coded_format, probe_encoder, restamp, video_frame
 from tasks.media.probe import VideoInfo
 from tasks.media.size import parse_target
 from tasks.media.source import file_url, open_source, os_reason, video_streams
@@ -144,7 +144,7 @@ def resolve(params: EncodeParams, info: VideoInfo, out_width: int, out_height: i
             f"{', '.join(sorted(spec.args))}"
         )
     if params.encoder != "software":
-        probe_encoder(spec.encoder)
+        probe_encoder(spec.encoder, pix_fmt, out_width, out_height)
     return replace(params, codec=codec, crf=crf, preset=preset, pix_fmt=pix_fmt)
 
 
@@ -285,8 +285,8 @@ def encode_segment(
         for planes in chunks:
             for picture in zip(*planes, strict=True):
                 frame = video_frame(picture, encode.pix_fmt, width, height)
-                if encode.encoder == "nvenc" and encode.pix_fmt == "yuv420p10le":
-                    frame = frame.reformat(format="p010le")
+                if coded_format(encode) != encode.pix_fmt:
+                    frame = frame.reformat(format=coded_format(encode))
                 frame.pts = frames
                 frame.time_base = 1 / rate
                 with writing(path):
