@@ -25,6 +25,7 @@ from tasks.media.ffmpeg import run_ffmpeg
 from tasks.media.probe import StreamInfo, VideoInfo
 from tasks.media.source import FORMATS, PROTOCOLS, file_url, open_source, os_reason, video_streams
 from tasks.media.stills import PICTURES as PICTURES_ALONE
+from tasks.media.subtitles import cut_subtitles
 
 SEGMENTS = "concat,mov,matroska"  # demuxers of the list of segments and of what it names
 TEXT_SUBTITLES = {"subrip", "ass", "ssa", "webvtt", "mov_text", "text", "ttml"}
@@ -121,7 +122,7 @@ def merge(
             # With no stream to carry, a map that matches nothing keeps the source an input: its metadata is wanted.
             others = {index: source[str(index)] for index in carried.indices}
             if info.excerpt is not None:
-                others |= _trimmed_subtitles(source_path, info, encode, carried, Path(folder), program)
+                others |= _trimmed_subtitles(source_path, info, carried, Path(folder))
             covers = _loose_covers(source_path, info, carried, Path(folder))
             # The source comes first: metadata and chapters are those of input 1.
             streams += [stream for index, stream in others.items() if index not in covers] or [source["t:9999?"]]
@@ -142,26 +143,20 @@ def _excerpt(info: VideoInfo) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _trimmed_subtitles(
-    source_path: str | Path,
-    info: VideoInfo,
-    encode: EncodeParams,
-    carried: _Carried,
-    folder: Path,
-    program: str | None,
+    source_path: str | Path, info: VideoInfo, carried: _Carried, folder: Path
 ) -> dict[int, FilterableStream]:
-    """Subtitles that will be converted, trimmed beforehand: while converting, ffmpeg keeps those before the start and
-    moves all of them so that the first is at zero."""
-    cut, lasting = _excerpt(info)
-    found = {}
+    """Subtitles of a source that is trimmed, as files of their own: seeking leaves out what is on screen at the start,
+    and conversion in one go would keep everything before it and move all so that the first is at zero."""
+    assert info.excerpt is not None
+    files = {}
     for stream in info.streams:
-        if stream.kind != "subtitle" or stream.index not in carried.indices or stream.codec in holds(encode.container):
-            continue
-        kind = next(name for name in ("mkv", "mp4") if stream.codec in holds(name))
-        path = folder / f"subtitle{stream.index}.{kind}"
-        source = ffmpeg.input(file_url(source_path), protocol_whitelist=PROTOCOLS, format_whitelist=FORMATS, **cut)
-        run_ffmpeg(ffmpeg.output(source[str(stream.index)], file_url(path), c="copy", **lasting), program)
-        found[stream.index] = ffmpeg.input(file_url(path), protocol_whitelist=PROTOCOLS, format_whitelist=FORMATS)["0"]
-    return found
+        if stream.kind == "subtitle" and stream.index in carried.indices:
+            kind = next(name for name in ("mkv", "mp4") if stream.codec in holds(name))
+            files[stream.index] = (folder / f"subtitle{stream.index}.{kind}", MUXER[kind])
+    if files:
+        cut_subtitles(source_path, files, *info.excerpt)
+    plain = {"protocol_whitelist": PROTOCOLS, "format_whitelist": FORMATS}
+    return {index: ffmpeg.input(file_url(path), **plain)["0"] for index, (path, _) in files.items()}
 
 
 def _output_options(info: VideoInfo, encode: EncodeParams, timescale: int, carried: _Carried) -> dict[str, Any]:

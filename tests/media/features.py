@@ -103,8 +103,9 @@ def _pgs_segment(kind: int, seconds: float, *fields: bytes) -> bytes:
     return b"PG" + struct.pack(">IIBH", int(seconds * 90_000), 0, kind, len(body)) + body
 
 
-def _pgs(path: Path, start: float = 0.2, stop: float = 0.8) -> Path:
-    """A Blu-ray subtitle stream (no encoder of ffmpeg makes any): a white bar of 32x8 pixels, shown and taken away."""
+def pgs(path: Path, stop: float = 0.6) -> Path:
+    """A Blu-ray subtitle stream (no encoder of ffmpeg makes any): a white bar of 32x8 pixels until `stop` (s)."""
+    start = 0.0
     window = struct.pack(">BBHHHH", 1, 0, 16, 40, 32, 8)
     lines = bytes([0, 0x80 | 32, 1, 0, 0]) * 8  # each a run of 32 pixels in colour 1, and the line's end
     shown = struct.pack(">HHBHBBBBHBBHH", WIDTH, HEIGHT, 0x10, 0, 0x80, 0, 0, 1, 0, 0, 0, 16, 40)
@@ -121,7 +122,7 @@ def _pgs(path: Path, start: float = 0.2, stop: float = 0.8) -> Path:
 
 def _bitmap_subtitles(codec: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        inputs = (*numbered(1), "-i", _pgs(folder / "a.sup"), "-map", "0", "-map", "1")
+        inputs = (*numbered(1), "-i", pgs(folder / "a.sup"), "-map", "0", "-map", "1")
         run(*inputs, *X264, "-c:s", codec, "-metadata:s:s:0", "language=ger", folder / "made.mkv")
         # Converted from PGS, where nothing says when a picture goes, the first would last for 49 days.
         lasting = () if codec == "copy" else ("-bsf:s", "setts=duration=0.6/TB,noise=drop='gt(n,0)'")
