@@ -21,7 +21,7 @@ from flashvsr_core.errors import FlashvsrError
 from tasks.media.codecs import MUXER
 from tasks.media.encode import EncodeParams, segment_format
 from tasks.media.encoder import SMALLEST_TIMESCALE
-from tasks.media.ffmpeg import run_ffmpeg
+from tasks.media.ffmpeg import COPYING_MB, run_ffmpeg, seconds_for
 from tasks.media.probe import StreamInfo, VideoInfo
 from tasks.media.source import FORMATS, PROTOCOLS, file_url, open_source, os_reason, video_streams
 from tasks.media.stills import PICTURES as PICTURES_ALONE
@@ -88,6 +88,10 @@ def merge(
     if frames != info.frames:
         raise FlashvsrError(f"the segments have {frames} frames, the video {info.frames}; segments are missing")
     carried = _carry(info, encode)
+    seconds = seconds_for(
+        *(path for path, _ in segments), *(() if info.container in PICTURES_ALONE else (source_path,))
+    )
+    bounds: Any = {"seconds": seconds, "memory_mb": COPYING_MB}
     with tempfile.TemporaryDirectory(prefix=".merge-", dir=Path(output_path).resolve().parent) as folder:
         listing = _write_list(Path(folder), segments, Fraction(*info.frame_rate))
         concat = {"format": "concat", "safe": "0", "protocol_whitelist": PROTOCOLS, "format_whitelist": SEGMENTS}
@@ -101,7 +105,9 @@ def merge(
             joined, timed = Path(folder, f"joined.{muxer}"), Path(folder, f"timed.{muxer}")
             plain = ffmpeg.input(str(listing), **concat)
             scales = {"movie_timescale": timescale, "video_track_timescale": timescale} if muxer != "webm" else {}
-            run_ffmpeg(ffmpeg.output(plain["v:0"], file_url(joined), format=muxer, c="copy", **scales), program)
+            run_ffmpeg(
+                ffmpeg.output(plain["v:0"], file_url(joined), format=muxer, c="copy", **scales), program, **bounds
+            )
             timescale = _vfr_timescale(info)
             _retime(joined, timed, info, timescale, muxer)
             picture = ffmpeg.input(
@@ -128,7 +134,7 @@ def merge(
             streams += [stream for index, stream in others.items() if index not in covers] or [source["t:9999?"]]
             streams += covers.values()
             options |= {f"disposition:v:{number}": "attached_pic" for number in range(1, 1 + len(covers))}
-        run_ffmpeg(ffmpeg.output(*streams, file_url(output_path), **options), program)
+        run_ffmpeg(ffmpeg.output(*streams, file_url(output_path), **options), program, **bounds)
     return tuple(carried.notes)
 
 
