@@ -6,18 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashvsr_core.errors import UserError
+from tasks.media.sequence import VIDEOS
 from tasks.report import report_beside
 from tasks.storage import listing, urls
 from tasks.storage.listing import Entry
 from tasks.storage.roots import is_below
 
 REPORT = ".report.json"
-# fmt: off
-VIDEOS = frozenset((
-    "3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "m2ts", "m2v", "m4v", "mkv", "mov", "mp4", "mpeg",
-    "mpg", "mts", "mxf", "nut", "ogm", "ogv", "ts", "vob", "webm", "wmv", "y4m",
-))
-# fmt: on
 
 
 @dataclass(frozen=True)

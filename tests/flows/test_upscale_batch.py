@@ -15,6 +15,7 @@ from tasks.media.encode import EncodeParams
 from tasks.media.probe import probe
 from tasks.storage.roots import OutsideRoots, Roots
 from tests.flows.clips import make_clip
+from tests.media.clips import run as ffmpeg
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -103,6 +104,22 @@ def test_named_files_globs_and_replaced_sources(clip: bytes, tmp_path: Path, opt
         upscale_batch(str(folder), str(out), files=["../other.mp4"], **options)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="lie under the output root"):
         upscale_batch(str(folder), str(tmp_path), **options)  # type: ignore[arg-type]
+
+
+def test_a_sequence_may_not_hold_links_out_of_the_roots(
+    tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, secret = tmp_path / "in", tmp_path / "secret"
+    for folder in (inside / "frames", secret):
+        folder.mkdir(parents=True)
+        ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=0.12", folder / "x%d.png")
+    (inside / "frames" / "x2.png").unlink()
+    (inside / "frames" / "x2.png").symlink_to(secret / "x2.png")
+    monkeypatch.setenv(settings.ROOTS, f"{inside}")
+    monkeypatch.setenv(settings.WORK, str(options["compute"].work_dir))  # type: ignore[attr-defined]
+    for source in (inside / "frames", inside / "frames" / "x*.png"):
+        with pytest.raises(OutsideRoots, match=r"x2\.png is outside of the roots"):
+            upscale_video.fn(str(source), str(inside / "o.mp4"), **options)  # type: ignore[arg-type]
 
 
 def test_places_outside_of_the_roots_are_refused(
