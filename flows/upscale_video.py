@@ -44,7 +44,7 @@ from tasks.report import (
     recorded_output,
     report_beside,
 )
-from tasks.sources import localised, required
+from tasks.sources import linked, localised, required
 from tasks.speed import expected_tail, remember_tail
 from tasks.storage import urls
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
@@ -146,6 +146,9 @@ def _checked(request: Request, compute: ComputeParams, reference: str | None) ->
             "may come from strangers; leave them out, or run by hand without it"
         )
     roots.check("source", request.source)
+    if roots.places:
+        for file in linked(request.source):  # a folder under a root may hold links that lead out of it
+            roots.check("source", file)
     if request.params.scenes_file is not None:
         roots.check("scenes", request.params.scenes_file)
     for place in (request.output_url, report_beside(request.output_url), page_beside(request.output_url)):

@@ -17,13 +17,13 @@ from prefect.context import TaskRunContext
 
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.cuts import CONTEXT
-from flashvsr_core.errors import FlashvsrError, TransientError, UserError
+from flashvsr_core.errors import BadInput, FlashvsrError, TransientError, UserError
 from flashvsr_core.layout import Planes
 from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, rgb_packer, yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
 from tasks import stop
-from tasks.ahead import Ahead
+from tasks.ahead import Ahead, Stalled
 from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
 from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
@@ -40,6 +40,8 @@ from tasks.workers import Released, WorkerDied, workers
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 300.0  # seconds for the next 8 frames of a source
+_SECONDS_BEFORE = 0.2  # more for every frame before the first, which may all have to be decoded
 _DECODED_AHEAD = 4  # items of `read_frames` that wait for the model
 _CHUNKS_AHEAD = 2  # chunks of the model's output that wait for the encoder
 _NOTICEABLE = 0.1  # share of the time that the model may wait for the encoder before it is worth a word
@@ -208,9 +210,21 @@ def _pictures(
     first, end = reading_range(segment, preroll, CONTEXT, plan.info.frames)
     # PQ and HLG pictures go through as they are coded: every curve tried instead did worse (tests/bench/hdr.md).
     decoded = read_frames(source, plan.info, first, end, deinterlace=plan.params.deinterlace, channel=channel)
-    frames = threads.enter_context(Ahead(decoded, _DECODED_AHEAD, f"decode {channel}"))
+    patience = (_PATIENCE, _PATIENCE + first * _SECONDS_BEFORE)
+    frames = threads.enter_context(Ahead(decoded, _DECODED_AHEAD, f"decode {channel}", *patience))
     pack = changed(pack, resizer(plan.geometry.out_width, plan.geometry.out_height))
-    return upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack)
+    return upscaler.stream(_patient(frames, plan), first=first, emit=(segment.start, segment.stop), pack=pack)
+
+
+def _patient(frames: Iterable[np.ndarray], plan: JobPlan) -> Iterator[np.ndarray]:
+    """The same; a decoder that stands still is a fault of the file: strangers make files that never end."""
+    try:
+        yield from frames
+    except Stalled as error:
+        raise BadInput(
+            f"{plan.source} cannot be decoded in time ({error}); it may be damaged or made to do harm: copy it again, "
+            "or convert it with ffmpeg where that is safe"
+        ) from error
 
 
 def _told(

@@ -105,7 +105,7 @@ def resume(
 @app.command
 def recover(
     job: JobArgument,
-    output: Annotated[str, Parameter(help="Result (.mp4, .mkv or .mov).")],
+    output: Annotated[str, Parameter(help="Result; of images one name with %06d for all, or a folder.")],
     /,
     *,
     source: Annotated[
