@@ -15,7 +15,7 @@ from flashvsr_core.segments import FIRST_EMIT, GRID, STEP
 
 FIRST_LATENTS, STEP_LATENTS = 6, 2  # of a stream's first step and of every later one
 CUT_LATENTS = 2.5  # a cut's mean cost: a first step that emits less, half a step lost at either side of it
-USUAL_CUTS, USUAL_FRAMES = 0.5, 100  # what is assumed of every film, as if it had been seen
+USUAL_CUTS, USUAL_FRAMES = 0.3, 30  # what is assumed of every film, as if it had been seen
 TRUST = 6  # latent frames that weigh as much as what was remembered from earlier runs
 
 
