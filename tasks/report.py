@@ -235,6 +235,11 @@ def read_report(job: Job) -> RunReport | None:
         found = urls.read_json(job.report_url)
     except (FileNotFoundError, ValueError):
         return None
+    return parse_report(found)
+
+
+def parse_report(found: object) -> RunReport | None:
+    """A report as it was read; None if it is of no version that is known, ValidationError where it is damaged."""
     if not isinstance(found, dict) or found.get("version") not in READABLE:
         return None
     return _reports.validate_python(found)

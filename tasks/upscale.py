@@ -26,6 +26,7 @@ from tasks import stop
 from tasks.ahead import Ahead, Stalled
 from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
+from tasks.forecast import Steps
 from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
 from tasks.media import images
 from tasks.media.codecs import has_alpha
@@ -33,7 +34,6 @@ from tasks.media.decode import Channel, read_frames
 from tasks.media.encode import check_segment, encode_segment, layout_of
 from tasks.plan import JobPlan, read_plan
 from tasks.sources import check_unchanged, unchanged
-from tasks.speed import remember_speed
 from tasks.storage import urls
 from tasks.storage.jobs import Job, SegmentResult
 from tasks.workers import Released, WorkerDied, workers
@@ -92,7 +92,6 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
     except UserError:
         urls.remove(job.record_url(segment.index), missing_ok=True)  # a local source may have changed under the reader
         raise
-    remember_speed(plan, compute, result.frames, result.seconds, cache_dir)
     return result
 
 
@@ -140,7 +139,8 @@ def _make(
         with ExitStack() as threads:
             planes = _planes(plan, segment, upscaler, source, threads)
             chunks = threads.enter_context(Ahead(planes, _CHUNKS_AHEAD, "model"))
-            told = _told(chunks, segment, memory, heart)
+            steps = Steps(segment.start, segment.stop, in_chunks=not has_alpha(plan.encode.pix_fmt))
+            told = _told(chunks, segment, memory, heart, steps)
             write: Any = images.encode_images if images.is_images(plan.encode.container) else encode_segment
             encoded = write(told, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
         seconds = time.monotonic() - begun
@@ -228,15 +228,20 @@ def _patient(frames: Iterable[np.ndarray], plan: JobPlan) -> Iterator[np.ndarray
 
 
 def _told(
-    chunks: Iterable[np.ndarray | Planes], segment: SegmentPlan, memory: PeakMemory, heart: Heart
+    chunks: Iterable[np.ndarray | Planes],
+    segment: SegmentPlan,
+    memory: PeakMemory,
+    heart: Heart,
+    steps: Steps,
 ) -> Iterator[np.ndarray | Planes]:
     """The same chunks; each is looked at and told of when the encoder takes it."""
     for planes in chunks:
         stop.within_segment()
         memory.look()
         count = len(planes[0] if isinstance(planes, tuple) else planes)
-        heart.count(count, memory.bytes)
-        tell(FramesDone(segment.index, count, memory.bytes))
+        latents, cuts = steps.add(count)
+        heart.count(count, memory.bytes, latents, cuts)
+        tell(FramesDone(segment.index, count, memory.bytes, latents, cuts))
         yield planes
 
 

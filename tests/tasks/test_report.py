@@ -127,3 +127,18 @@ def test_what_cannot_be_measured_is_a_note(made: Made, tmp_path: Path) -> None:
     look = look_at(tmp_path / "no.mp4", made.source, made.plan, 1.0)
     assert look == Look(notes=look.notes)
     assert "quality was not measured" in look.notes[0]
+
+
+def test_the_page_says_what_to_look_at(made_report: RunReport) -> None:
+    found = json.loads(json.dumps(made_report.to_json()))
+    found["quality"] |= {"stability": 1.0, "color_drift": 0.5}
+    for join in found["quality"]["joins"]:
+        join["excess"] = 0.0
+    assert "Nothing stands out" in html.page(found, ())
+    found["quality"] |= {"stability": 1.4, "color_drift": 3.5}
+    found["quality"]["joins"][0] |= {"excess": 0.7, "cut": False}
+    text = html.page(found, ())
+    for doubt in ("stability 1.40", "worst join +0.70", "colour drift 3.50"):
+        assert f"<b>look closer:</b> {doubt}" in text
+    assert "Nothing stands out" not in text
+    assert "<td>None</td>" not in text
