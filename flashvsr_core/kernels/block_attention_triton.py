@@ -137,9 +137,7 @@ def order_rows(blocks: BlockList) -> Tensor:
     *heads, windows = blocks.counts.shape
     order = torch.empty_like(blocks.counts)
     with on(order):
-        _order_rows[(windows, math.prod(heads))](
-            blocks.counts, order, windows, WIDTH=triton.next_power_of_2(windows)
-        )
+        _order_rows[(windows, math.prod(heads))](blocks.counts, order, windows, WIDTH=triton.next_power_of_2(windows))
     return order
 
 

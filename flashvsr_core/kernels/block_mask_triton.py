@@ -2,7 +2,7 @@
 
 Reference: `block_mask.select_blocks`. The threshold is found digit by digit: probabilities are not negative, so their
 bit patterns rise with their values, and a histogram of the highest 8 bits tells in which bin the entry of a given rank
-lies; the next histogram looks into that bin. Many programs count, whoever reads a histogram draws the conclusion itself.
+lies; the next histogram looks into that bin. Many programs count, whoever reads a histogram draws its conclusion.
 """
 
 import torch

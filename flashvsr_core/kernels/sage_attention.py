@@ -5,6 +5,7 @@ The library's own attention is dense, and dense attention is not what the model 
 
 import torch
 from einops import rearrange, repeat
+from sageattention.quant_per_block import per_block_int8
 from torch import Tensor
 
 from flashvsr_core.kernels.block_attention import Blocks
@@ -12,7 +13,6 @@ from flashvsr_core.kernels.block_attention_triton import WINDOW
 from flashvsr_core.kernels.int8_attention import Quantised, common
 from flashvsr_core.kernels.int8_attention_triton import attend_quantised, check
 from flashvsr_core.kernels.token_ops_triton import on
-from sageattention.quant_per_block import per_block_int8  # type: ignore[import-not-found]
 
 
 def attend_sage(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:

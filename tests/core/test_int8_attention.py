@@ -37,9 +37,7 @@ def test_quantises_as_the_reference(kernel: ModuleType, by_window: bool, smooth:
     )
 
 
-@pytest.mark.parametrize(
-    ("batch", "heads", "wq", "wk", "dim"), [(1, 1, 1, 1, 64), (1, 2, 3, 5, 128), (2, 3, 2, 7, 32)]
-)
+@pytest.mark.parametrize(("batch", "heads", "wq", "wk", "dim"), [(1, 1, 1, 1, 64), (1, 2, 3, 5, 128), (2, 3, 2, 7, 32)])
 @pytest.mark.parametrize("share", [0.4, 0.999])
 def test_equals_the_reference(
     kernel: ModuleType, batch: int, heads: int, wq: int, wk: int, dim: int, share: float

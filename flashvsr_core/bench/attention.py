@@ -1,20 +1,25 @@
 """The attention kernel alone, against dense cuDNN and FlexAttention on the same blocks in the same run."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashvsr_core.bench import milliseconds
+from flashvsr_core.bench.speed import milliseconds
 from flashvsr_core.config import UpscaleParams
+from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.kernels.backends import kernels
-from flashvsr_core.kernels.block_attention import BlockList, attention_backend
+from flashvsr_core.kernels.block_attention import BlockAttention, BlockList, attention_backend
 from flashvsr_core.kernels.block_mask import local_window, top_k
 from flashvsr_core.models.dit import WINDOW_TOKENS
 from flashvsr_core.registry import DitSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Attention:
 def compare_attention(
     spec: DitSpec, params: UpscaleParams, geometry: Geometry, device: torch.device
 ) -> list[Attention]:
-    """Our kernel, FlexAttention and dense cuDNN on one layer of a steady step; CUDA only, bf16."""
+    """Our backends that are installed, FlexAttention and dense cuDNN on one layer of a steady step; CUDA only, bf16."""
     rows, columns = geometry.windows
     n, slices = rows * columns, int(params.kv_ratio) + 1
     generator = torch.Generator(device).manual_seed(0)
@@ -46,10 +51,9 @@ def compare_attention(
     assert isinstance(blocks, BlockList)
     block = 4 * WINDOW_TOKENS**2 * spec.head_dim
     sparse, dense = block * float(blocks.counts.sum()), block * float(blocks.indices.numel())
-    attend = attention_backend("triton")
     flat = [x.flatten(2, 3) for x in (q, k, v)]
     ways: list[tuple[str, float, Callable[[], Tensor]]] = [
-        ("ours", sparse, lambda: attend(q, k, v, blocks)),
+        *((name, sparse, partial(attend, q, k, v, blocks)) for name, attend in _ours()),
         ("FlexAttention", sparse, _flex(flat, blocks)),
         ("dense cuDNN", dense, lambda: _dense(flat)),
     ]
@@ -58,6 +62,14 @@ def compare_attention(
         ms = milliseconds(function, device)
         found.append(Attention(name, ms, work / ms / 1e9))
     return found
+
+
+def _ours() -> Iterator[tuple[str, BlockAttention]]:
+    for name in ("triton", "int8", "sage"):
+        try:
+            yield name, attention_backend(name)
+        except UserError as error:
+            log.info("attention %s is left out: %s", name, error)
 
 
 def _dense(tensors: list[Tensor]) -> Tensor:
