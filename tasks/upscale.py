@@ -23,7 +23,7 @@ from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, rgb_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
 from tasks import stop
-from tasks.ahead import Ahead
+from tasks.ahead import Ahead, encoder_note
 from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
 from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 
 _DECODED_AHEAD = 4  # items of `read_frames` that wait for the model
 _CHUNKS_AHEAD = 2  # chunks of the model's output that wait for the encoder
-_NOTICEABLE = 0.1  # share of the time that the model may wait for the encoder before it is worth a word
 
 
 class SegmentKey(CachePolicy):
@@ -142,11 +141,8 @@ def _make(
             write: Any = images.encode_images if images.is_images(plan.encode.container) else encode_segment
             encoded = write(told, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
         seconds = time.monotonic() - begun
-        if chunks.blocked > _NOTICEABLE * seconds:
-            log.info(
-                "segment %d: the model waited %.1f of %.1f s for the encoder; a faster --preset would be quicker",
-                segment.index, chunks.blocked, seconds,
-            )  # fmt: skip
+        if (note := encoder_note(chunks.blocked, seconds)) is not None:
+            log.info("segment %d: %s", segment.index, note)
     released()
     if encoded.frames != segment.frames:
         raise FlashvsrError(
@@ -166,6 +162,7 @@ def _make(
         attempts=beat.attempt,
         worker=beat.worker,
         started=beat.started,
+        encoder_wait=chunks.blocked,
     )
     forget_beat(job, segment.index)
     tell(
