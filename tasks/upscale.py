@@ -26,7 +26,7 @@ from tasks import stop
 from tasks.ahead import Ahead, encoder_note
 from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
-from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
+from tasks.gpu import PeakMemory, device_name, devices_of, keep_compiled, loaded_upscaler, pins, turn_on_a_device
 from tasks.media import images
 from tasks.media.codecs import has_alpha
 from tasks.media.decode import Channel, read_frames
@@ -74,6 +74,7 @@ def is_transient(_task: Any, _run: Any, state: Any) -> bool:
 def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cache_dir: Path) -> SegmentResult:
     """Make one segment of a planned job and store it with its record; one that is finished is left alone."""
     plan = read_plan(job)
+    keep_compiled(cache_dir)
     if (held := job.result(segment.index)) is not None:
         return held
     work = cache_dir / "work"

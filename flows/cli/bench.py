@@ -86,8 +86,9 @@ def _measure(
     from flashvsr_core.registry import model_spec
     from flashvsr_core.upscaler import DTYPES, Upscaler
     from tasks import weights as stored
-    from tasks.gpu import device_name, devices_of
+    from tasks.gpu import device_name, devices_of, keep_compiled
 
+    keep_compiled(options.cache_dir(settings.with_environment(compute)))
     device = devices_of(compute)[0]
     if source == "random":
         if params.model == "auto":

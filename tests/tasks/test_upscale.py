@@ -1,14 +1,17 @@
 """The segment task's own decisions: what is tried again, and under which key Prefect caches a result."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from prefect.states import Failed
 
+from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import AlreadyRunning, BadInput, FlashvsrError, TransientError, UserError
 from flashvsr_core.segments import SegmentPlan
 from tasks.storage.jobs import Job
 from tasks.upscale import SegmentKey, is_transient, upscale_segment
+from tests.tasks.conftest import Made
 
 
 @pytest.mark.parametrize("error", [TransientError("x"), AlreadyRunning("x"), ConnectionError("x"), TimeoutError("x")])
@@ -41,3 +44,16 @@ def test_the_cache_key_is_that_of_the_job_and_the_frames() -> None:
     assert base != key("b" * 16, SegmentPlan(0, 0, 16))
     assert base != key("a" * 16, SegmentPlan(0, 0, 24))
     assert "/" not in str(base)
+
+
+@pytest.mark.parametrize("own", [None, "/operators/choice"])
+def test_compiled_kernels_are_kept_in_the_work_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: Made, own: str | None
+) -> None:
+    """Where Triton looks, asked of Triton itself, after a segment was asked for."""
+    knobs = pytest.importorskip("triton").knobs
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    if own is not None:
+        monkeypatch.setenv("TRITON_CACHE_DIR", own)
+    upscale_segment.fn(made.job, made.plan.segments[0], ComputeParams(devices="cpu"), tmp_path)
+    assert knobs.cache.dir == (own or str(tmp_path / "triton"))
