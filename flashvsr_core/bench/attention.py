@@ -31,24 +31,45 @@ class Attention:
     tflops: float
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Attention of one layer in a steady step on CUDA: bf16, random, with blocks chosen as `params` has them."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    pooled: tuple[Tensor, Tensor]
+    local: Tensor
+    topk: int
+
+    @classmethod
+    def of(cls, spec: DitSpec, params: UpscaleParams, geometry: Geometry, device: torch.device) -> "Layer":
+        rows, columns = geometry.windows
+        n, slices = rows * columns, int(params.kv_ratio) + 1
+        generator = torch.Generator(device).manual_seed(0)
+        shape = (1, spec.num_heads, n, WINDOW_TOKENS, spec.head_dim)
+        q, k, v = (
+            torch.randn((*shape[:2], n * count, *shape[3:]), generator=generator, device=device).bfloat16()
+            for count in (1, slices, slices)
+        )
+        # Means of random windows are all alike; scaled, they choose as sharply as those of pictures.
+        pooled_q, pooled_k = (4 * x.float().mean(dim=-2) for x in (q, k))
+        topk = top_k(n, params.sparse_ratio, geometry.padded_height, geometry.padded_width)
+        return cls(q, k, v, (pooled_q, pooled_k), local_window(rows, columns, params.local_range).to(device), topk)
+
+    def select(self) -> BlockList:
+        """The blocks, by Triton."""
+        blocks = kernels("triton").select(*self.pooled, self.local, self.topk)
+        assert isinstance(blocks, BlockList)
+        return blocks
+
+
 def compare_attention(
     spec: DitSpec, params: UpscaleParams, geometry: Geometry, device: torch.device
 ) -> list[Attention]:
     """Our backends that are installed, FlexAttention and dense cuDNN on one layer of a steady step; CUDA only, bf16."""
-    rows, columns = geometry.windows
-    n, slices = rows * columns, int(params.kv_ratio) + 1
-    generator = torch.Generator(device).manual_seed(0)
-    shape = (1, spec.num_heads, n, WINDOW_TOKENS, spec.head_dim)
-    q, k, v = (
-        torch.randn((*shape[:2], n * count, *shape[3:]), generator=generator, device=device).bfloat16()
-        for count in (1, slices, slices)
-    )
-    local = local_window(rows, columns, params.local_range).to(device)
-    topk = top_k(n, params.sparse_ratio, geometry.padded_height, geometry.padded_width)
-    # Means of random windows are all alike; scaled, they choose as sharply as those of pictures.
-    pooled_q, pooled_k = (4 * x.float().mean(dim=-2) for x in (q, k))
-    blocks = kernels("triton").select(pooled_q, pooled_k, local, topk)
-    assert isinstance(blocks, BlockList)
+    layer = Layer.of(spec, params, geometry, device)
+    q, k, v, blocks = layer.q, layer.k, layer.v, layer.select()
     block = 4 * WINDOW_TOKENS**2 * spec.head_dim
     sparse, dense = block * float(blocks.counts.sum()), block * float(blocks.indices.numel())
     flat = [x.flatten(2, 3) for x in (q, k, v)]
