@@ -65,6 +65,12 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]] 
                 | dict.fromkeys(("k_batch", "k_head", "v_batch", "v_head", "heads", "query_windows", "key_windows"),
                                 "i32") | {"scale": "fp32"},
                 {"TOKENS": 128, "KEYS": 128, "DIM": 128, "PRECISION": "ieee"}, {"num_warps": 8, "num_stages": 2}),
+    "_repeat": ("pixels_triton", {"x": "*half", "out": "*half", "height": "i32", "width": "i32"},
+                {"STRIDE": 2, "CHANNELS": 128, "PIXELS": 16}, {}),
+}  # fmt: skip
+
+
+FROM_8_0 = {  # Triton multiplies int8 from here on; older GPUs are refused anyway
     "_quantise": ("int8_attention_triton",
                   {"x": "*half", "less": "*fp32", "out": "*i8", "scales": "*fp32"}
                   | dict.fromkeys(("x_batch", "x_head", "heads", "windows"), "i32"),
@@ -77,11 +83,7 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]] 
                      | {"scale": "fp32"},
                      {"TOKENS": 128, "KEYS": 128, "DIM": 128, "PRECISION": "ieee"},
                      {"num_warps": 8, "num_stages": 2}),
-    "_repeat": ("pixels_triton", {"x": "*half", "out": "*half", "height": "i32", "width": "i32"},
-                {"STRIDE": 2, "CHANNELS": 128, "PIXELS": 16}, {}),
 }  # fmt: skip
-
-
 FROM_8_9 = {  # fp8
     "_quantise_rows": ("fp8_linear_triton", {"x": "*half", "out": "*fp8e4nv", "scales": "*fp32", "dim": "i32"},
                        {"GELU": True, "LARGEST": 448.0, "WIDTH": 16384}, {"num_warps": 8}),
@@ -89,7 +91,7 @@ FROM_8_9 = {  # fp8
 
 
 def cases(capability: int) -> dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]]:
-    return CASES | (FROM_8_9 if capability >= 89 else {})
+    return CASES | (FROM_8_0 if capability >= 80 else {}) | (FROM_8_9 if capability >= 89 else {})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from flashvsr_core.bench.fidelity import fidelity
 from flashvsr_core.bench.probe import Probe
 from flashvsr_core.config import FAST_DB, UpscaleParams
-from flashvsr_core.kernels.fp8_linear import Fp8Linear, linear_torch, multiply_torch, quantise_rows_torch
+from flashvsr_core.kernels.fp8_linear import Fp8Linear, linear_torch, multiply, multiply_torch, quantise_rows_torch
 from flashvsr_core.kernels.int8_attention import attend_int8_torch
 from flashvsr_core.upscaler import Upscaler
 from tests.core import triton_here
@@ -41,6 +41,16 @@ def test_a_layer_is_near_its_half_precision() -> None:
     assert layer.weight.dtype == torch.float8_e4m3fn
     assert relative_error(linear_torch(x, layer), F.linear(x, weight, bias)) < 0.04
     assert relative_error(linear_torch(x, layer, gelu=True), F.linear(F.gelu(x), weight, bias)) < 0.04
+
+
+def test_the_scaled_product_of_pytorch_is_the_reference() -> None:
+    """As it is called for GPUs; PyTorch has it for CPUs too."""
+    x, weight, bias = draw("x", (40, 256)), draw("w", (96, 256)) / 16, draw("b", (96,)).bfloat16()
+    layer = Fp8Linear.of(weight, bias)
+    rows = quantise_rows_torch(x, gelu=False)
+    found = multiply(*rows, layer)
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found, multiply_torch(*rows, layer)) < 5e-3
 
 
 @pytest.mark.gpu

@@ -56,6 +56,23 @@ def test_one_upscaler_serves_streams_that_run_side_by_side(weights: Weights) -> 
     assert np.array_equal(right, alone[1])
 
 
+# In Triton's interpreter the kernels do the same in two minutes each.
+@pytest.mark.parametrize(
+    ("attention", "device"),
+    [("torch", "cpu"), *(pytest.param(name, "cuda", marks=pytest.mark.gpu) for name in ("triton", "int8"))],
+)
+def test_what_was_upscaled_before_does_not_matter(weights: Weights, attention: str, device: str) -> None:
+    """Same frames, same result, whatever the process did before: other pictures, another size, the same again."""
+    params = replace(PARAMS, attention=attention, scenes="off")  # type: ignore[arg-type]
+    frames = clip(25)
+    fresh = run(Upscaler.load(weights, params, device), frames)
+    used = Upscaler.load(weights, params, device)
+    run(used, clip(33, scene=1))
+    run(used, clip(2, 8, 80))
+    assert np.array_equal(run(used, frames), fresh)
+    assert np.array_equal(run(used, frames), fresh)
+
+
 def test_a_cut_starts_a_stream_that_knows_nothing_of_the_past(weights: Weights) -> None:
     upscaler = Upscaler.load(weights, replace(PARAMS, scenes=(19,)))
     later = clip(24, scene=1)
