@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -47,8 +48,15 @@ def bench(
     )
     Console(stderr=as_json).print(_table(found))
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(_strict(found)))
     gate(found)
+
+
+def _strict(value: Any) -> Any:
+    """Infinity (the distance of equal results) is no number in JSON: null."""
+    if isinstance(value, dict):
+        return {key: _strict(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def gate(found: dict[str, Any]) -> None:
@@ -173,7 +181,7 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "", f"after {found['warmup_steps']}; {found['fastest_ms']:.1f} to {found['slowest_ms']:.1f} ms)"
     yield "first frame", f"{found['first_s']:.2f} s"
     yield "peak memory", f"{found['peak_gib']:.2f} GiB"
-    yield "arithmetic", f"{found['tflops']:.1f} TFLOP/s; a large matrix product reaches {found['roof_tflops']:.1f}"
+    yield "arithmetic", f"{found['tflops']:.3g} TFLOP/s; a large matrix product reaches {found['roof_tflops']:.3g}"
     yield "blocks", f"{found['blocks']} a step; {found['selections']} selections have the reference's number of blocks"
     yield "", f"({found['ties']} blocks differ by ties)"
     yield "launching a step", f"{found['launch_ms']:.1f} ms of host time"
