@@ -8,11 +8,19 @@ from typing import Generic, TypeVar, cast
 
 Item = TypeVar("Item")
 _END = object()
+_NOTICEABLE = 0.1  # share of the time that the model may wait for the encoder before it is worth a word
 _POLL = 0.1  # seconds between looks whether the reader has gone away
 
 
 class Stalled(Exception):
     """No item came within the reader's patience."""
+
+
+def encoder_note(blocked: float, seconds: float) -> str | None:
+    """A sentence where the model waited `blocked` of `seconds` for the encoder and that is worth one."""
+    if blocked <= _NOTICEABLE * seconds:
+        return None
+    return f"the model waited {blocked:.1f} of {seconds:.1f} s for the encoder; a faster --preset would be quicker"
 
 
 class Ahead(Generic[Item]):

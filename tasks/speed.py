@@ -89,7 +89,14 @@ def _preroll(plan: JobPlan) -> int:
 def _key(plan: JobPlan, compute: ComputeParams) -> str:
     params = plan.params
     return " ".join(
-        (params.model, params.mode, params.precision, params.attention, device_name(devices_of(compute)[0]))
+        (
+            params.model,
+            params.mode,
+            params.profile,
+            params.precision,
+            params.attention,
+            device_name(devices_of(compute)[0]),
+        )
     )
 
 

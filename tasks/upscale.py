@@ -23,11 +23,11 @@ from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, rgb_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
 from tasks import stop
-from tasks.ahead import Ahead, Stalled
+from tasks.ahead import Ahead, Stalled, encoder_note
 from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
 from tasks.forecast import Steps
-from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
+from tasks.gpu import PeakMemory, device_name, devices_of, keep_compiled, loaded_upscaler, pins, turn_on_a_device
 from tasks.media import images
 from tasks.media.codecs import has_alpha
 from tasks.media.decode import Channel, read_frames
@@ -44,7 +44,6 @@ _PATIENCE = 300.0  # seconds for the next 8 frames of a source
 _SECONDS_BEFORE = 0.2  # more for every frame before the first, which may all have to be decoded
 _DECODED_AHEAD = 4  # items of `read_frames` that wait for the model
 _CHUNKS_AHEAD = 2  # chunks of the model's output that wait for the encoder
-_NOTICEABLE = 0.1  # share of the time that the model may wait for the encoder before it is worth a word
 
 
 class SegmentKey(CachePolicy):
@@ -77,6 +76,7 @@ def is_transient(_task: Any, _run: Any, state: Any) -> bool:
 def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cache_dir: Path) -> SegmentResult:
     """Make one segment of a planned job and store it with its record; one that is finished is left alone."""
     plan = read_plan(job)
+    keep_compiled(cache_dir)
     if (held := job.result(segment.index)) is not None:
         return held
     work = cache_dir / "work"
@@ -144,11 +144,8 @@ def _make(
             write: Any = images.encode_images if images.is_images(plan.encode.container) else encode_segment
             encoded = write(told, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
         seconds = time.monotonic() - begun
-        if chunks.blocked > _NOTICEABLE * seconds:
-            log.info(
-                "segment %d: the model waited %.1f of %.1f s for the encoder; a faster --preset would be quicker",
-                segment.index, chunks.blocked, seconds,
-            )  # fmt: skip
+        if (note := encoder_note(chunks.blocked, seconds)) is not None:
+            log.info("segment %d: %s", segment.index, note)
     released()
     if encoded.frames != segment.frames:
         raise FlashvsrError(
@@ -168,6 +165,7 @@ def _make(
         attempts=beat.attempt,
         worker=beat.worker,
         started=beat.started,
+        encoder_wait=chunks.blocked,
     )
     forget_beat(job, segment.index)
     tell(

@@ -142,3 +142,18 @@ def test_the_page_says_what_to_look_at(made_report: RunReport) -> None:
         assert f"<b>look closer:</b> {doubt}" in text
     assert "Nothing stands out" not in text
     assert "<td>None</td>" not in text
+
+
+def test_an_encoder_that_holds_the_model_up_is_told(made: Made, tmp_path: Path) -> None:
+    results = tuple(replace(r, seconds=10.0, encoder_wait=2.0) for r in made.job.finished().values())
+    output = OutputFile(str(tmp_path / "out.mp4"), 10, "0" * 64)
+
+    def notes(computed: set[int], *found: SegmentResult) -> str:
+        made_now = make_report.fn(made.job, made.plan, output, found, frozenset(computed), 9.0, ())
+        page = urls.read_bytes(report.page_beside(output.url)).decode()
+        assert all(note in page for note in made_now.notes)
+        return " ".join(made_now.notes)
+
+    assert "waited 4.0 of 20.0 s for the encoder; a faster --preset" in notes({0, 1}, *results)
+    assert "encoder" not in notes(set(), *results)  # what an earlier run waited is no news
+    assert "encoder" not in notes({0}, replace(results[0], encoder_wait=0.5), *results[1:])
