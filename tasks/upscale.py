@@ -22,7 +22,7 @@ from flashvsr_core.layout import Planes
 from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, rgb_packer, yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
-from tasks import stop
+from tasks import heap, stop
 from tasks.ahead import Ahead, Stalled, encoder_note
 from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
@@ -146,6 +146,7 @@ def _make(
         seconds = time.monotonic() - begun
         if (note := encoder_note(chunks.blocked, seconds)) is not None:
             log.info("segment %d: %s", segment.index, note)
+    heap.trim()
     released()
     if encoded.frames != segment.frames:
         raise FlashvsrError(
