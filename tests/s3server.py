@@ -55,20 +55,28 @@ class Weed:
         for i, name in enumerate(PORTS):
             command += [f"-{name}={ports[2 * i]}", f"-{name}.grpc={ports[2 * i + 1]}"]
         self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        self._before = dict(fsspec.config.conf.get("s3", {}))  # where another server of this process is reached
         self.server = S3Server(f"http://127.0.0.1:{ports[2 * PORTS.index('s3.port')]}")
 
     def start(self) -> None:
-        """Start it, and wait until it takes objects; s3:// of this process then leads there."""
+        """Start it, and wait until it takes objects; s3:// of this process then leads there, until `end`."""
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 self._command, cwd=self.home, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
-        fsspec.config.conf["s3"] = self.server.options
+        fsspec.config.conf["s3"] = dict(self.server.options)
         _wait_until_writable(self._process, self.log)
 
     def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)  # a polite end takes seconds
-        self._process.wait()
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)  # a polite end takes seconds
+            self._process.wait()
+
+    def end(self) -> None:
+        """Kill it for good; s3:// of this process leads where it did before."""
+        self.kill()
+        fsspec.config.conf["s3"] = self._before
 
 
 @pytest.fixture(scope="session")
@@ -79,8 +87,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         weed.start()
         yield weed.server
     finally:
-        fsspec.config.conf.pop("s3", None)  # another server of this process may have ended in the meantime
-        weed.kill()
+        weed.end()
 
 
 def _wait_until_writable(process: subprocess.Popen[bytes], log: Path) -> None:

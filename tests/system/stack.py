@@ -153,8 +153,7 @@ def stack(home: Path) -> Iterator[Stack]:
         yield made
     finally:
         made.stop_server()
-        fsspec.config.conf.pop("s3", None)
-        made.weed.kill()
+        made.weed.end()
 
 
 def kill_tree(pid: int) -> None:
