@@ -20,7 +20,7 @@ from flows.observe import costs_so_far, observed, warnings_so_far
 from flows.results import result_storage
 from flows.runners import settled, shared_api, task_runner
 from flows.upscale_segments import SegmentsFailed, upscale_segments
-from tasks import stop
+from tasks import heap, stop
 from tasks.assemble import assemble
 from tasks.events import JobPlanned, SegmentReused, StageEntered, tell
 from tasks.images import all_there, foreign_image, publish_images, unpack_images, whole_of
@@ -99,6 +99,7 @@ def upscale_video(
         reference: The true video in the output's size; PSNR, SSIM and VMAF against it go into the report.
     """
     begun = time.monotonic()
+    heap.bound()  # before threads are started
     stop.forget()
     compute = settled(_checked(Request(source, output, params, encode, store=store), compute, reference))
     cache_dir = Path(compute.work_dir) if compute.work_dir else platformdirs.user_cache_path("flashvsr")

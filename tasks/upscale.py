@@ -116,6 +116,7 @@ def _make(
     released: Released,
 ) -> SegmentResult:
     """Compute, check and store; `released` is called as soon as the device is free for another segment."""
+    heap.bound()
     found = devices_of(compute)[0].type
     if found != plan.device_type:
         raise UserError(

@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from flashvsr_core.errors import FlashvsrError
 from flows.cli.interrupt import INTERRUPTED
+from tasks import heap
 
 USAGE = 2
 
@@ -40,6 +41,7 @@ app.command("flows.cli.doctor:doctor", help="Check this machine.")
 
 def main() -> None:
     """Entry point: errors meant for users become one line on standard error and an exit status."""
+    heap.bound()  # before threads are started
     os.environ.setdefault("SVT_LOG", "1")  # errors only: SVT-AV1 writes its settings to standard error otherwise
     try:
         status = app()
