@@ -103,12 +103,17 @@ class Upscaler:
         self.device = device
         self.dtype = DTYPES[params.precision]
         self.offloader = Offloader(net.dit, device)
-        self.placement = Placement()
+        self.placement = self._asked = Placement()
+
+    def begin(self, placement: Placement) -> None:
+        """`place`, unless that was done before: what was found to work since then stays."""
+        if placement != self._asked:
+            self.place(placement)
 
     def place(self, placement: Placement) -> None:
         """Begin streams from now on with this placement. It changes by itself where memory runs out."""
         self.offloader.set_level(placement.offload)
-        self.placement = placement
+        self.placement = self._asked = placement
 
     @classmethod
     def load(cls, weights: Weights, params: UpscaleParams, device: torch.device | str = "cpu") -> "Upscaler":

@@ -67,6 +67,10 @@ class Heart:
         self.done += frames
         self.memory_bytes = memory_bytes
 
+    def start_over(self) -> None:
+        """The segment is made anew, within the same attempt."""
+        self.done = 0
+
     def write(self) -> None:
         fields = asdict(self.beat) | {"done": self.done, "memory_bytes": self.memory_bytes, "at": time.time()}
         try:

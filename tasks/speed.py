@@ -24,12 +24,12 @@ def estimate_seconds(plan: JobPlan, compute: ComputeParams, cache_dir: Path) -> 
         speed, basis = float(remembered), "segments finished on this machine before"
     else:
         speed, basis = _measure(plan, compute), "one step on a small picture, just now"
-    return padded_megapixels(plan) * plan.info.frames / speed, basis
+    return padded_megapixels(plan) * plan.info.frames / speed * _slowdown(plan), basis
 
 
 def remember_speed(plan: JobPlan, compute: ComputeParams, frames: int, seconds: float, cache_dir: Path) -> None:
     """Note the speed of a finished segment: padded megapixels of output per second."""
-    speeds = _read(cache_dir) | {_key(plan, compute): padded_megapixels(plan) * frames / seconds}
+    speeds = _read(cache_dir) | {_key(plan, compute): padded_megapixels(plan) * frames / seconds * _slowdown(plan)}
     urls.write_json(_place(cache_dir), speeds)
 
 
@@ -45,6 +45,11 @@ def remember_tail(plan: JobPlan, seconds: float, cache_dir: Path) -> None:
     variable = max(seconds - _FIXED_TAIL, 0.05)
     speeds = _read(cache_dir) | {_TAIL: padded_megapixels(plan) * plan.info.frames / variable}
     urls.write_json(_place(cache_dir), speeds)
+
+
+def _slowdown(plan: JobPlan) -> float:
+    """Speeds are remembered as those of whole pictures; tiles and offloading take longer."""
+    return plan.memory.slowdown if plan.memory is not None else 1.0
 
 
 def padded_megapixels(plan: JobPlan) -> float:
