@@ -61,23 +61,41 @@ def choose(
     geometry: Geometry,
     device: DeviceType,
     limit: int | None,
+    host_limit: int | None = None,
 ) -> Rung:
     """The best way within `limit` bytes (None: the best), with as many tiles at once as fit.
 
-    Raises UserError with the smallest limit that some way fits into.
+    Ways that would take more than `host_limit` bytes of the host are left out. Raises UserError with the smallest
+    limit that some way fits into.
     """
     least: Rung | None = None
+    hosts: list[int] = []  # what ways would take that this machine is too small for
     for rung in ladder(spec, params, compute, geometry, device):
+        if host_limit is not None and rung.estimate.host_bytes > host_limit:
+            hosts.append(rung.estimate.host_bytes)
+            continue
         if limit is None or rung.bytes(device) <= limit:
             return _with_batch(rung, spec, geometry, device, limit)
         least = rung if least is None or rung.bytes(device) < least.bytes(device) else least
-    assert least is not None, "there is at least one way"
-    assert limit is not None
+    if least is None or limit is None:
+        raise UserError(
+            f"the host would need {min(hosts) / GIB:.1f} GiB of memory and has {(host_limit or 0) / GIB:.1f} GiB; use "
+            "a smaller --scale, --kv-ratio 1 or another machine"
+        )
     needed = -(-least.bytes(device) * 100 // GIB) / 100
     raise UserError(
         f"{geometry.padded_width}x{geometry.padded_height} with {params.model} {params.mode} does not fit into "
         f"{limit / GIB:.2f} GiB of memory in any way; the smallest limit that works is --memory-limit {needed:.2f}GiB "
-        f"({least.tiles}), or choose a smaller --scale"
+        f"({least.tiles}), or choose a smaller --scale" + _host_text(hosts, host_limit)
+    )
+
+
+def _host_text(hosts: list[int], host_limit: int | None) -> str:
+    if not hosts or host_limit is None:
+        return ""
+    return (
+        f"; {len(hosts)} ways that keep more on the host were left out: they take from {min(hosts) / GIB:.1f} GiB on, "
+        f"and it has {host_limit / GIB:.1f} GiB"
     )
 
 

@@ -28,7 +28,9 @@ from flashvsr_core.tiling import decoder_tiles, dit_tiles
 DeviceType = Literal["cuda", "cpu"]
 ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
 GIB = 2**30
-PIXELS_BYTES = 2**29  # of float32 pictures that are enlarged or corrected at once, at most
+# Bytes of float32 pictures that are enlarged or corrected at once, at most; less where decoding is done in parts too.
+_PIXELS_BYTES = 2**28
+_FEW_PIXELS_BYTES = 2**26
 _FIRST_SLICES = 3  # token slices of a stream's first step
 _TOKENS_PER_PIXEL = 1 / WINDOW_PIXELS  # of one slice: 128 tokens for 128 x 128 pixels
 _PICTURE = 3 * 4  # bytes of one pixel of a float32 picture
@@ -104,18 +106,23 @@ def _stages(
     source = (FIRST_READ + LOOKAHEAD) * _PICTURE * pixels
     always = sizes.other_weights + source + past
     blocks = 2 * sizes.largest_block if level == "weights" else sizes.blocks
-    at_once = min(FIRST_READ, max(1, PIXELS_BYTES // (_PICTURE * pixels))) * _PICTURE * pixels
+    at_once = min(FIRST_READ, frames_at_once(pixels, placement)) * _PICTURE * pixels
     out = STEP * 3 * 3 * e * pixels  # the first step's 24 frames
     resting = 0 if at_least(level, "dit") else sizes.blocks
     return {
         "enlarge": int(always + resting + memory + at_once * fitted["pixel_floats"] / 2),
-        "lq": int(always + blocks + memory + batch * fitted["lq_values"] * e * sizes.tile_pixels),
+        "lq": int(always + blocks + memory + batch * fitted["lq_tensors"] * _lq_values(spec) * e * sizes.tile_pixels),
         "dit": int(always + blocks + memory + moving
                    + batch * dit_activations(spec, sizes.tile_pixels, _FIRST_SLICES, e, device)),
         "decoder": int(always + resting + memory + 2 * out
                        + _decoder_values(spec, params.mode, device) * e * sizes.region_pixels),
         "color": int(always + resting + memory + out + at_once * fitted["pixel_floats"]),
     }  # fmt: skip
+
+
+def frames_at_once(pixels: int, placement: Placement) -> int:
+    """Frames of so many pixels that are enlarged or corrected at once."""
+    return max(1, (_PIXELS_BYTES if placement.decoder_tile is None else _FEW_PIXELS_BYTES) // (_PICTURE * pixels))
 
 
 def dit_activations(spec: ModelSpec, pixels: int, slices: int, element: int, device: DeviceType) -> int:
@@ -178,6 +185,13 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def _lq_values(spec: ModelSpec) -> float:
+    """Numbers per pixel of the LQ projection's widest tensors in a stream's first step, of 24 frames and two past."""
+    first, second = (width / 256 for width in spec.lq.hidden)
+    patches = 3 * (2 * 14 + 12 * 4)  # padded, and folded: 4 taps in time as channels
+    return patches + first * (12 + 2 * 14 + 6 * 4) + 6 * second
+
+
 def _decoder_values(spec: ModelSpec, mode: str, device: DeviceType) -> float:
     """Numbers per pixel that a decoder holds while it computes, on top of its memory."""
     fitted = coefficients(device)
@@ -234,10 +248,10 @@ def _seconds(sizes: Sizes, mode: str, placement: Placement) -> float:
     rate = fitted["host_gb_per_second"] * 1e9
     dit = fitted["dit"] * computed / 1e9
     runs = -(-sizes.tiles // placement.batch)
-    if at_least(placement.offload, "kv"):
-        moved = sizes.past * sizes.tiles + (sizes.blocks * runs if placement.offload == "weights" else 0)
-        dit = max(dit, moved / rate)
-    waiting = sizes.blocks / rate if placement.offload in ("dit", "kv") else 0.0
+    moved = sizes.past * sizes.tiles if at_least(placement.offload, "kv") else 0
+    if at_least(placement.offload, "dit"):
+        moved += sizes.blocks * (runs if placement.offload == "weights" else 1)
+    waiting = max(0.0, moved / rate - dit)
     decoder = fitted[mode] * sizes.regions_pixels / 1e9
     if at_least(placement.offload, "kv") and placement.decoder_tile is not None:
         decoder += 2 * sizes.memory_per_pixel * sizes.regions_pixels / rate

@@ -76,6 +76,7 @@ class Offloader:
         self._host: list[Tensor] = []  # one flat tensor of weights for each block
         self._slots: list[Tensor] = []  # where they come to on the device: one each, or two for all
         self._arrivals: dict[int, torch.cuda.Event | None] = {}
+        self._weights_arrivals: dict[int, torch.cuda.Event | None] = {}
         self._brought: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def set_level(self, level: Offload) -> None:
@@ -108,16 +109,18 @@ class Offloader:
         """The DiT is not needed for a while."""
         self._brought.clear()
         self._arrivals.clear()
+        self._weights_arrivals.clear()
         if self.level == "none":
             return
         if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+            torch.cuda.synchronize(self.device)
         for slot in self._slots:
             slot.untyped_storage().resize_(0)
 
     @contextmanager
     def __call__(self, number: int, rings: list[KvRing]) -> Iterator[None]:
         """Around the work of block `number`: it and its ring are on the device."""
+        self._side.await_arrival(self._weights_arrivals.pop(number, None))
         if not at_least(self.level, "kv"):
             yield
             return
@@ -208,9 +211,13 @@ class Offloader:
             _set(block, self._slots[number % count])
 
     def _bring_all(self) -> None:
-        for slot, host in zip(self._slots, self._host):
+        """Start the way of all weights to the device; each block waits for its own."""
+        for slot in self._slots:
             slot.untyped_storage().resize_(slot.numel() * slot.element_size())
-            slot.copy_(host, non_blocking=True)
+        with self._side.bringing():
+            for number, (slot, host) in enumerate(zip(self._slots, self._host)):
+                slot.copy_(host, non_blocking=True)
+                self._weights_arrivals[number] = self._side.arrival()
 
 
 Slot = tuple[Tensor, Tensor, Tensor]

@@ -11,7 +11,7 @@ from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import OutOfMemory, UserError
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.ladder import Rung, after, choose, ladder
-from flashvsr_core.memory import GIB, DeviceType, coefficients, estimate
+from flashvsr_core.memory import DeviceType, coefficients, estimate
 from flashvsr_core.quantities import parse_bytes
 from flashvsr_core.registry import ModelSpec, model_spec
 from flashvsr_core.relief import Placement
@@ -55,22 +55,12 @@ def plan_memory(
 ) -> tuple[UpscaleParams, MemoryPlan]:
     """Resolved `params` with the tiles that were chosen, and the rest of the choice. UserError where nothing fits."""
     kind, limit = kind_of(device), limit_bytes(compute, device)
-    rung = choose(spec, params, compute, geometry, kind, limit)
+    rung = choose(spec, params, compute, geometry, kind, limit, psutil.virtual_memory().total)
     plain = replace(params, tiled_dit="off", tile_size="auto", tile_overlap="auto")
     untouched = estimate(spec, plain, geometry, kind, Placement(), None, 0).step_seconds
     found = rung.estimate
     slowdown = found.step_seconds / untouched
     return rung.params, MemoryPlan(limit, found.device_bytes, found.host_bytes, slowdown, rung.placement)
-
-
-def check_host(memory: MemoryPlan) -> None:
-    """UserError where this machine has less memory than what is kept off the device takes."""
-    total = psutil.virtual_memory().total
-    if memory.host_bytes > total:
-        raise UserError(
-            f"the host would need {gib(memory.host_bytes)} of memory and has {gib(total)}: keys and values of the past "
-            "go there when the device is too small for them; raise --memory-limit, use smaller frames or --kv-ratio 1"
-        )
 
 
 @dataclass
@@ -96,7 +86,8 @@ class Way:
             params_now = params
         spec, kind = model_spec(params.model), kind_of(device)
         try:
-            rung = choose(spec, params_now, compute, geometry, kind, limit_bytes(compute, device))
+            host = psutil.virtual_memory().total
+            rung = choose(spec, params_now, compute, geometry, kind, limit_bytes(compute, device), host)
         except UserError as error:
             # Planned for a larger device. What the estimate says is not certain: it is tried with least on the device.
             log.warning("%s", error)
@@ -155,7 +146,3 @@ def enforce_limit(compute: ComputeParams, device: torch.device) -> None:
     total = torch.cuda.get_device_properties(device).total_memory
     named = limit_bytes(compute, device) if compute.memory_limit is not None else total
     torch.cuda.set_per_process_memory_fraction(min(1.0, named / total), device)
-
-
-def gib(number: int) -> str:
-    return f"{number / GIB:.1f} GiB"

@@ -32,7 +32,7 @@ from tasks.media.size import target_pixels
 from tasks.media.stills import DEFAULT_FPS, SEQUENCE, is_float_format
 from tasks.media.timestamps import parse_rate
 from tasks.media.trim import Trim, frame_range, trimmed
-from tasks.memory import MemoryPlan, check_host, plan_memory
+from tasks.memory import MemoryPlan, plan_memory
 from tasks.outputs import Outputs, container_wanted, outputs_of
 from tasks.storage import urls
 from tasks.storage.jobs import Job, job_key
@@ -221,9 +221,7 @@ def _fitted(
     """Resolved parameters, in the tiles that memory demands."""
     tiles = {"tiled_dit": asked.tiled_dit, "tile_size": asked.tile_size, "tile_overlap": asked.tile_overlap}
     resolved = replace(resolve_params(asked, spec, device), **tiles)  # type: ignore[arg-type]
-    params, memory = plan_memory(spec, resolved, compute, geometry, device)
-    check_host(memory)
-    return params, memory
+    return plan_memory(spec, resolved, compute, geometry, device)
 
 
 def _hashed(params: UpscaleParams) -> dict[str, Any]:
