@@ -32,7 +32,7 @@ from tasks.media.codecs import has_alpha
 from tasks.media.decode import Channel, read_frames
 from tasks.media.encode import EncodedSegment, check_segment, encode_segment, layout_of
 from tasks.memory import Way, enforce_limit
-from tasks.plan import JobPlan, read_plan
+from tasks.plan import JobPlan, bytes_needed, read_plan
 from tasks.sources import check_unchanged, unchanged
 from tasks.speed import remember_speed
 from tasks.storage import urls
@@ -80,6 +80,7 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
         return held
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
+    check_space(plan, segment, work)
     with (
         unchanged(plan.source, plan.fingerprint, compute, cache_dir) as source,
         tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as folder,
@@ -93,6 +94,16 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
         raise
     remember_speed(plan, compute, result.frames, result.seconds, cache_dir)
     return result
+
+
+def check_space(plan: JobPlan, segment: SegmentPlan, work: Path) -> None:
+    """UserError where the folder for work files has no room for the segment, which is encoded there."""
+    need, free = bytes_needed(plan) * segment.frames // (2 * plan.info.frames), urls.free_bytes(str(work))
+    if free is not None and free < need:
+        raise UserError(
+            f"{work} has {free >> 20} MiB free but about {need >> 20} MiB are needed for segment {segment.index}; "
+            "finished segments stay: free some space or choose another place with --work-dir, and run again"
+        )
 
 
 def _in_a_worker(

@@ -126,3 +126,14 @@ def test_offloading_named_later_takes_effect_on_a_job_that_was_begun(tmp_path: P
     (loaded,) = gpu._loaded.values()
     assert loaded[1].offloader.level == "dit"
     assert loaded[1].offloader.weight_bytes == 0
+
+
+def test_a_full_work_folder_is_found_before_a_segment_is_begun(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, plan = planned(clip, tmp_path)
+    job.write_plan(plan.to_json())
+    monkeypatch.setattr(urls, "free_bytes", lambda url: 100 if url.endswith("work") else 2**50)
+    with pytest.raises(UserError, match=r"work has 0 MiB free .*--work-dir"):
+        upscale_segment.fn(job, plan.segments[0], CPU, tmp_path / "cache")
+    assert not gpu._loaded
