@@ -16,7 +16,7 @@ def test_a_seam_is_found() -> None:
     whole = np.full((1, 432, 768, 3), 100, np.uint8)
     even = (whole + noise).astype(np.uint8)
     assert seams(even, whole, size, 128).ratio < 1.1
-    even[:, :, 380:388] += 4
+    even[:, :, 380:388] += 8
     assert seams(even, whole, size, 128).ratio > 1.5
 
 
