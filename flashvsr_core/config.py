@@ -16,7 +16,8 @@ Model = Literal["auto", "nano", "v1.0", "v1.1"]
 Mode = Literal["tiny", "full"]
 ColorFix = Literal["auto", "adain", "wavelet", "none"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Attention = Literal["auto", "torch", "triton"]
+Attention = Literal["auto", "torch", "triton", "int8", "sage"]
+Profile = Literal["exact", "fast"]
 LqProjection = Literal["auto", "buffer", "causal"]
 Deinterlace = Literal["auto", "on", "off"]
 UnknownWeights = Literal["refuse", "buffer", "causal"]
@@ -25,6 +26,7 @@ Offload = Literal["auto", "none", "dit", "kv", "weights"]
 OnOom = Literal["retry", "fail"]
 Runner = Literal["auto", "threads", "processes", "dask", "ray"]
 
+FAST_DB = 38.0  # PSNR that profile fast must keep against exact; `flashvsr bench --fidelity` measures it
 NUMBERS = re.compile(r"\d+(,\d+)*")
 
 # Read by pydantic where Prefect validates parameters; a plain dict, so that the core needs no pydantic.
@@ -51,10 +53,14 @@ class UpscaleParams:
     """Width of the local attention window in blocks of 128 pixels (9 sharper, 11 steadier)."""
     color_fix: ColorFix = "auto"
     """Colours follow the source: adain (statistics), wavelet (low frequencies) or none; auto: the model's best."""
+    profile: Profile = "exact"
+    """exact: attention and layers as trained; fast: int8 attention and fp8 layers on GPUs, bf16 on CPUs."""
     precision: Precision = "auto"
     """Arithmetic of the model; auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on the CPU."""
     attention: Attention = "auto"
-    """Attention backend by name; auto: triton on CUDA, torch elsewhere."""
+    """Attention backend by name; auto: triton on CUDA (int8 with profile fast), torch elsewhere.
+
+    int8 and sage round queries and keys to 8 bits; sage has the package sageattention do it."""
     seed: int = 0
     """Seed of the noise."""
     scenes: Literal["auto", "off"] | tuple[int, ...] | str = "auto"
@@ -78,7 +84,7 @@ class UpscaleParams:
 
     def __post_init__(self) -> None:
         for name, choices in (("model", Model), ("mode", Mode), ("color_fix", ColorFix), ("precision", Precision),
-                              ("attention", Attention), ("lq_projection", LqProjection),
+                              ("attention", Attention), ("profile", Profile), ("lq_projection", LqProjection),
                               ("deinterlace", Deinterlace), ("tiled_dit", Switch)):  # fmt: skip
             _one_of(name, getattr(self, name), get_args(choices))
         _one_of("scale", self.scale, (2, 3, 4))

@@ -21,7 +21,7 @@ from flashvsr_core.models.dit import Sparsity
 
 LATENT_PIXELS = 8  # output pixels of one latent pixel
 DEFAULT_TILE = 1024
-# 48 dB against the untiled stream, and no larger error at seams than elsewhere (tests/bench/tiling.md).
+# Measured for small tiles on a small picture only (tests/bench/tiling.md); tiles of 1024 are not yet.
 DEFAULT_OVERLAP = 256
 
 

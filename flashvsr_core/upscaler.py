@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flashvsr_core.config import Precision, UpscaleParams
+from flashvsr_core.config import UpscaleParams
 from flashvsr_core.cuts import MarkedFrame, mark_cuts
 from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import Geometry
@@ -22,6 +22,7 @@ from flashvsr_core.models.dit import Sparsity
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.offload import Offloader
 from flashvsr_core.pixels import Pack, rgb_packer
+from flashvsr_core.profiles import check_device, natural_attention, natural_precision
 from flashvsr_core.registry import ModelSpec
 from flashvsr_core.relief import Placement
 from flashvsr_core.run import Run
@@ -35,26 +36,18 @@ log = logging.getLogger(__name__)
 # 78 dB against the uncut stream on formula weights, where 45 is asked (tests/bench/preroll.md); 8 frames more than the
 # 24 that attention remembers by default, for models deeper than could be measured.
 DEFAULT_PREROLL = 32
-# Compiled for 7.5, a program of the attention kernel takes 128 KiB of shared memory, and Turing has 64; from 8.0 on it
-# fits (Triton 3.9: 64 KiB on 8.x, 160 on 9.0, 96 on 12.0).
-TRITON_CAPABILITY = (8, 0)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_params(params: UpscaleParams, spec: ModelSpec, device: torch.device) -> UpscaleParams:
     """Replace every `auto` by what this model and device type use, so that all workers of a job do the same."""
-    precision = params.precision
-    if precision == "auto":
-        precision = _natural_precision(device)
-    attention = params.attention
-    if attention == "auto":
-        attention = "triton" if device.type == "cuda" else "torch"
+    precision, attention = params.precision, params.attention
     return replace(
         params,
         **_resolved_tiles(params),
         model=spec.name,  # type: ignore[arg-type]
-        precision=precision,
-        attention=attention,
+        precision=natural_precision(params.profile, device) if precision == "auto" else precision,
+        attention=natural_attention(params.profile, device) if attention == "auto" else attention,
         color_fix=spec.color_fix if params.color_fix == "auto" else params.color_fix,
         preroll=DEFAULT_PREROLL if params.preroll == "auto" else params.preroll,
     )
@@ -66,29 +59,6 @@ def _resolved_tiles(params: UpscaleParams) -> dict[str, Any]:
         return {"tiled_dit": "off", "tile_size": "auto", "tile_overlap": "auto"}
     size, overlap = tiles_of(params)
     return {"tile_size": str(size), "tile_overlap": overlap}
-
-
-def _natural_precision(device: torch.device) -> Precision:
-    """bf16 on GPUs whose matrix units know it, fp16 on older ones (Turing), fp32 on the CPU."""
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def check_attention(attention: str, device: torch.device) -> None:
-    """UserError where this GPU cannot run the attention backend."""
-    if device.type != "cuda" or attention != "triton":
-        return
-    capability = torch.cuda.get_device_capability(device)
-    if capability < TRITON_CAPABILITY:
-        raise UserError(
-            f"attention 'triton' needs compute capability {_dotted(TRITON_CAPABILITY)}, {device} has "
-            f"{_dotted(capability)}; use a newer GPU, or --attention torch, which is slow"
-        )
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))
 
 
 class Upscaler:
@@ -120,12 +90,16 @@ class Upscaler:
         """Build the model's modules from `weights` on `device`; `auto` parameters are resolved."""
         device = torch.device(device)
         resolved = resolve_params(params, weights.spec, device)
-        check_attention(resolved.attention, device)
+        check_device(resolved, device)
         if resolved.precision == "fp32":
             # float32 was asked for; TF32 would keep 10 bits of mantissa.
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         net = build_network(weights, DTYPES[resolved.precision], device, resolved.mode)
+        if resolved.profile == "fast" and device.type == "cuda":
+            from flashvsr_core.kernels.fp8_linear_triton import linear  # CPU installations have no Triton
+
+            net.dit.quantise(linear)
         if isinstance(net.decode, TcDecoder) and device.type == "cuda" and resolved.precision != "fp32":
             net.decode.fuse(kernels(resolved.attention).repeat_pixels)
         return cls(net, weights.spec, resolved, device)

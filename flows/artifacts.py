@@ -139,7 +139,7 @@ def summary(now: Snapshot) -> str:
         ("speed", f"{now.fps_average:.2f} fps" if now.fps_average else "not known yet"),
         ("peak memory", f"{now.memory_bytes / 2**30:.2f} GiB" if now.memory_bytes else "not known yet"),
     ]
-    lines = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows), ""]
+    lines = ["| run | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows), ""]
     if now.parameters:
         lines += ["## Parameters", "", "| parameter | value |", "| --- | --- |"]
         lines += [f"| {name} | {_code(value)} |" for name, value in now.parameters]

@@ -58,7 +58,8 @@ def inbox_sweep(
     Args:
         inbox: Folder or prefix that is looked through, at any depth.
         output_root: Outputs go here, under the sources' relative paths.
-        glob: Only names like this (*.mov, takes/*); default every name that ends as videos do.
+        glob: Only names like this (*.mov, takes/*); default every name that ends as videos do. With a slash at its
+            end (takes/*/) folders of numbered images, each one source.
         params: Everything that changes pixels.
         encode: How the results are encoded.
         compute: Devices and folders; changes no pixels.

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 from flashvsr_core.errors import AlreadyRunning
@@ -13,6 +14,7 @@ from flows.artifacts import run_artifacts
 from flows.logs import RunLog, listening
 from flows.metrics import counted
 from tasks.events import RunEnded, tell
+from tasks.forecast import Costs
 from tasks.progress import RunProgress
 
 P = ParamSpec("P")
@@ -27,10 +29,14 @@ def warnings_so_far() -> tuple[str, ...]:
     return progress.snapshot().warnings if progress else ()
 
 
-def tail_so_far() -> float:
-    """Seconds since the last segment of the run around us was finished."""
+def costs_so_far() -> Costs:
+    """What steps and beginnings of the run around us cost, and the seconds since its last frame came."""
     progress = _progress.get()
-    return progress.snapshot().tail if progress else 0.0
+    if progress is None:
+        return Costs()
+    now = progress.snapshot()
+    computed = any(segment.state == "done" for segment in now.segments)  # else there was less to end
+    return replace(now.measured or Costs(), tail=now.tail if computed else 0.0)
 
 
 def observed(function: Callable[P, R]) -> Callable[P, R]:

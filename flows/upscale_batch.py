@@ -78,7 +78,8 @@ def upscale_batch(
         folder: Folder or prefix of the sources, looked through at any depth.
         output_root: Outputs go here, under the sources' relative paths; default beside the sources.
         files: Only these: names relative to the folder, or URLs below it.
-        glob: Only names like this (*.mov, takes/*); default every name that ends as videos do.
+        glob: Only names like this (*.mov, takes/*); default every name that ends as videos do. With a slash at its
+            end (takes/*/) folders of numbered images, each one source.
         params: Everything that changes pixels.
         encode: How the results are encoded.
         compute: Devices and folders; changes no pixels.

@@ -16,7 +16,7 @@ from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import FlashvsrError, TransientError, UserError
 from flows import settings
 from flows.logs import job_log
-from flows.observe import observed, tail_so_far, warnings_so_far
+from flows.observe import costs_so_far, observed, warnings_so_far
 from flows.results import result_storage
 from flows.runners import settled, shared_api, task_runner
 from flows.upscale_segments import SegmentsFailed, upscale_segments
@@ -44,8 +44,8 @@ from tasks.report import (
     recorded_output,
     report_beside,
 )
-from tasks.sources import localised, required
-from tasks.speed import expected_tail, remember_tail
+from tasks.sources import linked, localised, required
+from tasks.speed import expected_costs, remember_costs
 from tasks.storage import urls
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
 from tasks.storage.lease import Lease, hold
@@ -124,14 +124,14 @@ def upscale_video(
         else:
             if fresh:
                 _forget(job)
-            plan = _begin(job, settle_plan(job, planned), outputs, cache_dir)
+            plan = _begin(job, settle_plan(job, planned), outputs, compute, cache_dir)
             results, computed, notes, published, look = _produce(
                 job, plan, compute, cache_dir, lease, verify, outputs, force or mine is not None, begun, truth
             )
             seconds = time.monotonic() - begun
             notes = plan.notes + notes
             report = make_report(job, plan, published, results, computed, seconds, notes, look, warnings_so_far())
-            remember_tail(plan, tail_so_far(), cache_dir)
+            remember_costs(plan, compute, costs_so_far(), cache_dir)
         if not keep_segments:
             job.remove_segments()
     return report
@@ -146,6 +146,9 @@ def _checked(request: Request, compute: ComputeParams, reference: str | None) ->
             "may come from strangers; leave them out, or run by hand without it"
         )
     roots.check("source", request.source)
+    if roots.places:
+        for file in linked(request.source):  # a folder under a root may hold links that lead out of it
+            roots.check("source", file)
     if request.params.scenes_file is not None:
         roots.check("scenes", request.params.scenes_file)
     for place in (request.output_url, report_beside(request.output_url), page_beside(request.output_url)):
@@ -173,7 +176,7 @@ def _forget(job: Job) -> None:
         urls.remove(url, missing_ok=True)
 
 
-def _begin(job: Job, plan: JobPlan, outputs: Outputs, cache_dir: Path) -> JobPlan:
+def _begin(job: Job, plan: JobPlan, outputs: Outputs, compute: ComputeParams, cache_dir: Path) -> JobPlan:
     plan = parse_plan(job.write_plan(plan.to_json()), job.plan_url)
     finished = job.finished()
     frames = plan.info.frames
@@ -185,7 +188,7 @@ def _begin(job: Job, plan: JobPlan, outputs: Outputs, cache_dir: Path) -> JobPla
             len(finished),
             tuple((segment.start, segment.stop) for segment in plan.segments),
             int(plan.params.preroll),
-            expected_tail(plan, cache_dir),
+            expected_costs(plan, compute, cache_dir),
             plan.source,
             outputs.url,
             plan.parameters,

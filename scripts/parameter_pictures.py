@@ -55,9 +55,19 @@ def encoded(frame: np.ndarray, crf: int) -> np.ndarray:
         return next(container.decode(video=0)).to_ndarray(format="rgb24")
 
 
+def with_drift(picture: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """The picture above what its colours add to the source's: difference of low frequencies, 8 times, on grey."""
+    height, width = source.shape[:2]
+    small = [np.asarray(Image.fromarray(p).resize((width // 8, height // 8), Image.Resampling.BOX), np.int16)
+             for p in (picture, source)]  # fmt: skip
+    drift = (128 + 8 * (small[0] - small[1])).clip(0, 255).astype(np.uint8)
+    shown = Image.fromarray(drift).resize((picture.shape[1], picture.shape[0]), Image.Resampling.BICUBIC)
+    return np.concatenate([whole_part(p) for p in (picture, np.asarray(shown))])
+
+
 def strip(name: str, panels: list[tuple[str, np.ndarray]]) -> None:
     """Panels side by side with their labels, as docs/images/NAME.webp."""
-    cut = [(label, _part(picture)) for label, picture in panels]
+    cut = [(label, _fitted(Image.fromarray(picture))) for label, picture in panels]
     height = max(picture.height for _, picture in cut)
     sheet = Image.new("RGB", (len(cut) * (WIDTH + 8) - 8, height + 26), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
@@ -67,12 +77,18 @@ def strip(name: str, panels: list[tuple[str, np.ndarray]]) -> None:
     sheet.save(IMAGES / f"{name}.webp", quality=82, method=6)
 
 
-def _part(picture: np.ndarray) -> Image.Image:
-    height, width = picture.shape[:2]
+def whole_part(picture: np.ndarray) -> np.ndarray:
+    return np.asarray(_cut(Image.fromarray(picture)))
+
+
+def _cut(picture: Image.Image) -> Image.Image:
+    width, height = picture.size
     left, top, right, bottom = PART
-    box = (round(left * width), round(top * height), round(right * width), round(bottom * height))
-    found = Image.fromarray(picture).crop(box)
-    return found.resize((WIDTH, round(WIDTH * found.height / found.width)), Image.Resampling.LANCZOS)
+    return picture.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    return picture.resize((WIDTH, round(WIDTH * picture.height / picture.width)), Image.Resampling.LANCZOS)
 
 
 def main() -> None:
@@ -82,8 +98,10 @@ def main() -> None:
     base = UpscaleParams(model="nano")
     made = {scale: enlarged(frames, replace(base, scale=scale)) for scale in (2, 3, 4)}
     scales = [(f"scale {scale}", made[scale]) for scale in (2, 3, 4)]
-    strip("scale", [("bicubic, 4", bicubic(source, 4)), *scales])
-    strip("crf", [(f"crf {crf}", encoded(made[4], crf)) for crf in (12, 18, 26, 34)])
+    strip("scale", [(label, whole_part(p)) for label, p in [("bicubic, 4", bicubic(source, 4)), *scales]])
+    strip("crf", [(f"crf {crf}", whole_part(encoded(made[4], crf))) for crf in (12, 18, 26, 34)])
+    fixed = {fix: enlarged(frames, replace(base, color_fix=fix)) for fix in ("none", "adain", "wavelet")}
+    strip("color", [(fix, with_drift(picture, source)) for fix, picture in fixed.items()])
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ class Beat:
     memory_bytes: int
     started: float
     at: float
+    latents: int = 0  # computed since the first frames came
+    cuts: int = 0  # met so far
 
 
 _beats: TypeAdapter[Beat] = TypeAdapter(Beat)
@@ -62,9 +64,12 @@ class Heart:
         self.beat = beat
         self.done = 0
         self.memory_bytes = 0
+        self.latents = self.cuts = 0
 
-    def count(self, frames: int, memory_bytes: int) -> None:
+    def count(self, frames: int, memory_bytes: int, latents: int = 0, cuts: int = 0) -> None:
         self.done += frames
+        self.latents += latents
+        self.cuts += cuts
         self.memory_bytes = memory_bytes
 
     def start_over(self) -> None:
@@ -73,6 +78,7 @@ class Heart:
 
     def write(self) -> None:
         fields = asdict(self.beat) | {"done": self.done, "memory_bytes": self.memory_bytes, "at": time.time()}
+        fields |= {"latents": self.latents, "cuts": self.cuts}
         try:
             urls.write_json(self.url, fields)
         except (FlashvsrError, OSError) as error:

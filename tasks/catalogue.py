@@ -19,7 +19,7 @@ from flashvsr_core.errors import AlreadyRunning, UserError
 from tasks.beat import Beat, beats
 from tasks.media.encode import SEGMENT_SUFFIX
 from tasks.media.images import DEFAULT_PATTERN, is_images
-from tasks.outputs import container_of
+from tasks.outputs import outputs_of
 from tasks.plan import DEFAULT_STORE, JobPlan, Request, make_plan, read_plan
 from tasks.report import RunReport, read_report, recorded_output
 from tasks.storage import local, urls
@@ -257,7 +257,7 @@ def request_again(job: Job, output: str | None, compute: ComputeParams, cache_di
     if output is None:
         recorded = recorded_output(job)
         output = (recorded.pattern or recorded.url) if recorded else _default_output(plan, store)
-    if container_of(output) != container:
+    if outputs_of(plan.source, output, plan.params.scale, container).container != container:
         raise UserError(f"output {output} must end in .{container}, as the job was planned; choose another OUTPUT")
     if compute.devices == "auto" and plan.device_type == "cpu":
         compute = replace(compute, devices="cpu")  # a GPU would make other pixels, hence another job

@@ -4,6 +4,8 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.forecast import NOTHING_KNOWN, Costs
+
 log = logging.getLogger("tasks.events")
 
 Stage = Literal["plan", "segments", "merge", "verify", "publish", "report"]
@@ -17,7 +19,7 @@ class JobPlanned:
     reused: int
     ranges: tuple[tuple[int, int], ...] = ()  # frames [start, stop) of every segment
     preroll: int = 0  # frames that a segment streams before its own
-    tail_seconds: float = 0.0  # expected from the last segment to the end of the run
+    costs: Costs = NOTHING_KNOWN  # what this machine needed before, for pictures of this size
     source: str = ""
     output: str = ""
     parameters: tuple[tuple[str, str], ...] = ()
@@ -42,6 +44,8 @@ class FramesDone:
     segment: int
     frames: int  # more than at the last such event
     memory_bytes: int = 0  # peak so far: the device's, on the CPU the process's
+    latents: int = 0  # latent frames that these took, and scene cuts on the way; not said of a segment's first frames
+    cuts: int = 0
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,15 @@ def _gpu_lock(device: torch.device) -> FileLock:
     return FileLock(Path(tempfile.gettempdir()) / f"flashvsr-gpu-{uuid}.lock", mode=0o666, thread_local=False)
 
 
+def keep_compiled(cache_dir: Path) -> None:
+    """Have Triton keep compiled kernels in the work folder, so that a size that was met before starts at once.
+
+    Dask and Ray start their own processes, so this is said in each, before its first kernel. Who has set
+    TRITON_CACHE_DIR for the machine is obeyed.
+    """
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_dir.absolute() / "triton"))
+
+
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 

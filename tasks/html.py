@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,9 +12,18 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from tasks.media.encode import encoder_text
-from tasks.pictures import Comparison
+from tasks.pictures import Comparison, Pair
 
+_DATA = r"(data:image/webp;base64,[A-Za-z0-9+/=]+)"
+_COMPARED = re.compile(
+    r'<div class="compare" style="aspect-ratio: (\d+) / (\d+)">\s*<img class="after" src="'
+    + _DATA
+    + r'" alt="frame (\d+)(, detail)?, result">\s*<img class="before" src="'
+    + _DATA
+)
 VISIBLE = 0.5  # levels: a join's excess above this may be seen
+LIVELY = (0.8, 1.3)  # stability outside of these is worth a look
+DRIFTED = 3.0  # levels of colour drift above which colours may look wrong
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,17 @@ def page(report: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
         joins=join_bars(report["quality"]["joins"]) if report["quality"] else (),
         worst_join=worst_join(report["quality"]),
         visible=VISIBLE,
+        doubts=doubts(report["quality"]),
         computed=computed,
     )
+
+
+def comparisons_of(page: str) -> tuple[Comparison, ...]:
+    """The pictures of a page that `page` made; none where there are none."""
+    found: dict[int, dict[bool, Pair]] = {}
+    for width, height, after, frame, detail, before in _COMPARED.findall(page):
+        found.setdefault(int(frame), {})[bool(detail)] = Pair(before, after, int(width), int(height))
+    return tuple(Comparison(frame, pairs[False], pairs.get(True)) for frame, pairs in found.items() if False in pairs)
 
 
 def lanes(results: Sequence[dict[str, Any]]) -> tuple[Lane, ...]:
@@ -123,6 +142,39 @@ def worst_join(quality: dict[str, Any] | None) -> float | None:
     return max(excesses, default=None)
 
 
+def doubts(quality: dict[str, Any] | None) -> tuple[str, ...]:
+    """What the numbers give reason to look at; the bounds are those of docs/report.md."""
+    if quality is None:
+        return ()
+    found = []
+    stability, worst = quality["stability"], worst_join(quality)
+    if stability is not None and stability > LIVELY[1]:
+        found.append(f"stability {stability:.2f}: something may flicker that does not in the source")
+    if stability is not None and stability < LIVELY[0]:
+        found.append(f"stability {stability:.2f}: noise was removed, or motion is smeared")
+    if worst is not None and worst > VISIBLE:
+        found.append(f"worst join {worst:+.2f}: a border between segments may be seen; a larger --preroll helps")
+    if quality["color_drift"] > DRIFTED:
+        found.append(
+            f"colour drift {quality['color_drift']:.2f}: colours differ from the source's; try --color-fix wavelet"
+        )
+    return tuple(found)
+
+
+def _shown(value: object) -> str:
+    """A parameter's value for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or value in ("", [], ()):
+        return "\N{EN DASH}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _moment(text: str) -> str:
+    """`2026-11-24T17:23:13+00:00` without what people do not read."""
+    return f"{text[:16].replace('T', ' ')} UTC" if text.endswith("+00:00") else text
+
+
 def _lane_name(result: dict[str, Any]) -> str:
     host, _, rest = result["worker"].partition("/")
     device = rest.partition("/")[2]
@@ -157,7 +209,13 @@ def _environment() -> Environment:
     made = Environment(
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"bytes": _bytes, "duration": _duration, "encoder": encoder_text}
+    made.filters |= {
+        "bytes": _bytes,
+        "duration": _duration,
+        "encoder": encoder_text,
+        "shown": _shown,
+        "moment": _moment,
+    }
     return made
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from flashvsr_core.errors import FlashvsrError
+from flashvsr_core.segments import SegmentPlan
 from tasks.events import StageEntered, tell
 from tasks.media.encode import check_segment
 from tasks.media.images import check_image, frame_name, images_in
@@ -32,10 +34,16 @@ def unpack_images(job: Job, plan: JobPlan, folder: Path, depth: Depth) -> tuple[
     Raises `DamagedSegment` as `assemble` does. `depth` full decodes every image.
     """
     tell(StageEntered("merge"), f"unpacking {len(plan.segments)} segments")
+    return unpacked(((job.fetch_segment(s.index, folder), s) for s in plan.segments), plan, folder, depth)
+
+
+def unpacked(
+    segments: Iterable[tuple[Path, SegmentPlan]], plan: JobPlan, folder: Path, depth: Depth
+) -> tuple[Path, ...]:
+    """The images of some segments (file, plan), as `unpack_images` writes and checks them."""
     geometry = plan.geometry
     files: list[Path] = []
-    for segment in plan.segments:
-        path = job.fetch_segment(segment.index, folder)
+    for path, segment in segments:
         if depth == "full":
             check_segment(path, segment.frames, geometry.out_width, geometry.out_height)
         made = [_write(folder, data, len(files) + i, plan) for i, data in enumerate(images_in(path))]
@@ -52,17 +60,22 @@ def whole_of(files: tuple[Path, ...]) -> Path:
     return files[0] if len(files) == 1 else files[0].with_name(f"*{files[0].suffix}")
 
 
-def publish_images(job: Job, plan: JobPlan, files: tuple[Path, ...], outputs: Outputs) -> OutputFile:
-    """Publish images and, when all are there, the manifest; `files` are consumed."""
+def publish_images(
+    job: Job, plan: JobPlan, files: tuple[Path, ...], outputs: Outputs, first: int = 0, announce: bool = True
+) -> OutputFile:
+    """Publish images and, when all are there, the manifest; `files` are consumed.
+
+    They are frames of the job's video from number `first` on. `announce`: a later run shall know them as its own.
+    """
     images: list[dict[str, Any]] = []
-    names = [outputs.image_url(plan.first_number + index) for index in range(len(files))]
+    names = [outputs.image_url(plan.first_number + first + index) for index in range(len(files))]
     for index, (file, url) in enumerate(zip(files, names)):
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         images.append(
             {
                 "name": urls.name(url),
-                "frame": plan.info.skipped + index,
-                "time": round(frame_time(plan.info, index), 6),
+                "frame": plan.info.skipped + first + index,
+                "time": round(frame_time(plan.info, first + index), 6),
                 "bytes": file.stat().st_size,
                 "sha256": digest,
             }
@@ -80,7 +93,10 @@ def publish_images(job: Job, plan: JobPlan, files: tuple[Path, ...], outputs: Ou
     }
     listing = files[0].parent / "manifest.json"
     listing.write_text(json.dumps(manifest, indent=1))
-    output = announce_output(job, listing, outputs.url, outputs.pattern)
+    if announce:
+        output = announce_output(job, listing, outputs.url, outputs.pattern)
+    else:
+        output = OutputFile(outputs.url, listing.stat().st_size, urls.digest(str(listing)), outputs.pattern)
     urls.remove(outputs.url, missing_ok=True)  # it speaks of images that are about to be replaced
     for file, url, image in zip(files, names, images):
         urls.publish(file, url, overwrite=True, sha256=image["sha256"], consume=True)

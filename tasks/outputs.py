@@ -86,8 +86,3 @@ def _default(source: str, scale: int, container: Container) -> str:
     stem = FRAME_NUMBER.sub(lambda match: match[0].replace("%", "_"), stem)  # of the source's name, and no pattern
     pattern = f"_{DEFAULT_PATTERN}" if is_images(kind) and not (is_image(name) and not is_image_source(source)) else ""
     return urls.join(urls.parent(source), urls.fitting(stem, f"_{scale}x{pattern}.{kind}"))
-
-
-def container_of(output: str) -> Container:
-    """The kind of file that a name asks for."""
-    return outputs_of("", output, 4, NOTHING_SAID).container

@@ -1,9 +1,10 @@
 """Comparisons of a source, enlarged by bicubic interpolation, with the result: frames, a video, a picture."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ Layout = Literal["side", "split"]
 LINE = 2  # pixels of the line between the halves of a split
 TILE = (480, 270)  # pixels of one tile of the picture
 LABEL = 20  # pixels, height of letters
+QUARTER = 90  # degrees
 SEARCH = 4  # part of a tile by which the search for detail steps
 
 
@@ -47,8 +49,8 @@ def choose(info: VideoInfo, excerpts: int, seconds: float) -> tuple[tuple[int, i
     return tuple((start, start + length) for start in starts)
 
 
-def compared(source: Path, excerpt: Excerpt, scale: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of pictures of one size, uint8 H W 3: the source enlarged, the result."""
+def compared(source: Path, excerpt: Excerpt, scale: int) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    """Pairs of pictures of one size, uint8 H W 3, turned as they are displayed: the source enlarged, the result."""
     geometry = Geometry(excerpt.info.width, excerpt.info.height, scale)
     pack = rgb_packer(8)
     made = probe(excerpt.result)
@@ -61,7 +63,13 @@ def compared(source: Path, excerpt: Excerpt, scale: int) -> Iterator[tuple[np.nd
         for small, large in zip(before, after, strict=True):
             enlarged = pack(enlarge(torch.from_numpy(small), geometry))
             eight = large if large.dtype == np.uint8 else np.rint(large / 257).astype(np.uint8)
-            yield from zip(enlarged, eight, strict=True)
+            for one, other in zip(enlarged, eight, strict=True):
+                yield _upright(one, excerpt.info), _upright(other, excerpt.info)
+
+
+def _upright(picture: np.ndarray, info: VideoInfo) -> np.ndarray:
+    """A picture H W 3 turned as its rotation says."""
+    return np.ascontiguousarray(np.rot90(picture, info.rotation // QUARTER))
 
 
 def write_video(
@@ -69,10 +77,14 @@ def write_video(
 ) -> None:
     """One comparison after the other, as an mp4 without sound."""
     info = excerpts[0].info
-    width, height = info.width * scale * (2 if layout == "side" else 1), info.height * scale
+    turned = info.rotation // QUARTER % 2 == 1
+    shown = (info.height, info.width) if turned else (info.width, info.height)
+    width, height = shown[0] * scale * (2 if layout == "side" else 1), shown[1] * scale
     plain = replace(
         info, width=width, height=height, bit_depth=8, matrix="bt709", full_range=False, colorspace="bt709",
-        color_primaries=None, color_trc=None, display_matrix=None, pix_fmt="yuv420p",
+        color_primaries=None, color_trc=None, mastering_display=None, content_light=None, display_matrix=None,
+        pix_fmt="yuv420p",
+        sample_aspect_ratio=info.sample_aspect_ratio[::-1] if turned else info.sample_aspect_ratio,
     )  # fmt: skip
     encode = resolve(EncodeParams(crf=14, preset="medium", pix_fmt="auto"), plain, width, height)
     pack = yuv_packer(layout_of(encode, plain))
@@ -91,23 +103,25 @@ def write_picture(source: Path, excerpts: tuple[Excerpt, ...], scale: int, label
     """A row for each excerpt's middle frame: the whole result, and where there is most detail both at full size."""
     rows = []
     for excerpt in excerpts:
-        pairs = list(compared(source, excerpt, scale))
-        one, other = pairs[len(pairs) // 2]
+        middle = excerpt.info.frames // 2
+        with closing(compared(source, excerpt, scale)) as pairs:
+            one, other = next(islice(pairs, middle, None))
+        width, height = min(TILE[0], other.shape[1]), min(TILE[1], other.shape[0])
         whole = Image.fromarray(other)
-        whole.thumbnail(TILE)
+        whole.thumbnail((width, height))
         box = _most_detailed(other)
-        frame = excerpt.start + len(pairs) // 2
+        frame = excerpt.start + middle
         seconds = float(frame / Fraction(*excerpt.info.frame_rate))
         tiles = ((whole, f"frame {frame}, {seconds:.2f} s"), (Image.fromarray(one).crop(box), labels[0]),
                  (Image.fromarray(other).crop(box), labels[1]))  # fmt: skip
-        row = Image.new("RGB", (3 * TILE[0], TILE[1]))
+        row = Image.new("RGB", (len(tiles) * width, height))
         for column, (tile, text) in enumerate(tiles):
-            row.paste(tile, (column * TILE[0], 0))
-            _write(row, text, column * TILE[0])
+            row.paste(tile, (column * width, 0))
+            _write(row, text, column * width)
         rows.append(row)
-    sheet = Image.new("RGB", (3 * TILE[0], TILE[1] * len(rows)))
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for number, row in enumerate(rows):
-        sheet.paste(row, (0, number * TILE[1]))
+        sheet.paste(row, (0, number * row.height))
     sheet.save(path)
 
 

@@ -1,6 +1,5 @@
 """How far a run is, counted from its events: for the terminal, Prefect's UI and metrics alike."""
 
-import heapq
 import logging
 import threading
 import time
@@ -20,6 +19,7 @@ from tasks.events import (
     Stage,
     StageEntered,
 )
+from tasks.forecast import Costs, computing_left, measured
 
 WINDOW = 30.0  # seconds that "now" means
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -45,6 +45,8 @@ class SegmentProgress:
     began: float = 0.0
     first: float = 0.0  # when its first frames came
     first_frames: int = 0  # how many these were
+    latents: int = 0  # latent frames computed since then
+    cuts: int = 0  # scene cuts met
     last: float = 0.0  # when its latest frames came
 
     @property
@@ -75,7 +77,8 @@ class Snapshot:
     fps_now: float | None
     fps_average: float | None
     left: float | None
-    tail: float  # seconds since segments were finished
+    tail: float  # seconds since the last frame came, once all segments are finished
+    measured: Costs | None  # what this run's steps and beginnings cost
     memory_bytes: int
     fallbacks: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -159,13 +162,18 @@ class RunProgress(logging.Handler):
     ) -> None:
         if isinstance(event, SegmentStarted):
             segment.state, segment.done, segment.began, segment.first = "running", 0, now, 0.0
+            segment.latents = segment.cuts = 0
             segment.device, segment.worker, segment.error = event.device, event.worker, ""
             segment.attempts = max(event.attempt, segment.attempts)
-            self.devices_at_once = max(self.devices_at_once, sum(s.state == "running" for s in self.segments.values()))
+            # One whose frames are all made is only being closed, while the next computes on its device.
+            at_work = {s.worker for s in self.segments.values() if s.state == "running" and s.done < s.frames}
+            self.devices_at_once = max(self.devices_at_once, len(at_work))
         elif isinstance(event, FramesDone):
             if not segment.first:
                 segment.first, segment.first_frames = now, event.frames
             segment.done += event.frames
+            segment.latents += event.latents
+            segment.cuts += event.cuts
             segment.last = now
             segment.memory_bytes = max(segment.memory_bytes, event.memory_bytes)
             self.recent.append((now, event.frames))
@@ -199,7 +207,8 @@ class RunProgress(logging.Handler):
                 fps_now=self._fps_now(now),
                 fps_average=computed / busy if computed and busy > 0 else None,
                 left=self._left(segments, now),
-                tail=now - self.tail_begun if self.tail_begun is not None else 0.0,
+                tail=now - self._tail_since(segments, now) if self.tail_begun is not None else 0.0,
+                measured=measured(segments, self.plan.preroll),
                 memory_bytes=max((s.memory_bytes for s in segments), default=0),
                 fallbacks=tuple(self.fallbacks),
                 warnings=tuple(self.warnings),
@@ -216,52 +225,17 @@ class RunProgress(logging.Handler):
         return sum(frames for _, frames in list(self.recent)[1:]) / seconds if seconds > 0 else None
 
     def _left(self, segments: tuple[SegmentProgress, ...], now: float) -> float | None:
-        """Seconds to the end: steady speed for frames, what beginnings have cost for segments that wait, and the tail.
-
-        A segment's beginning (loading, pre-roll, the long first step) is dear, so frames divided by time since the
-        start would promise too long an end at first and, in a run of few segments, ever after.
-        """
+        """Seconds to the end of the run; None as long as nothing tells."""
         if self.status:
             return 0.0
-        tail = self.plan.tail_seconds
-        if self.tail_begun is not None:
-            return max(0.0, tail - (now - self.tail_begun))
-        speed = self._speed(segments)
-        if speed is None:
+        if self.stage == "plan":
             return None
-        per_frame, beginning = speed
-        beginning += self._between(segments, now)
-        devices = []
-        for segment in segments:
-            if segment.state == "running":
-                cost = (segment.frames - segment.done) * per_frame + (0.0 if segment.first else beginning)
-                devices.append(max(0.0, cost - (now - (segment.last if segment.first else segment.began))))
-        devices += [0.0] * (self.devices_at_once - len(devices))
-        heapq.heapify(devices)
-        for segment in segments:
-            if segment.state in ("waiting", "failed"):  # the device that is free first takes it
-                heapq.heapreplace(devices, devices[0] + max(0.0, segment.frames * per_frame + beginning))
-        return max(devices) + tail
+        tail = self.plan.costs.tail
+        if self.tail_begun is not None or (segments and all(s.done == s.frames for s in segments)):
+            return max(0.0, tail - (now - self._tail_since(segments, now)))
+        computing = computing_left(segments, self.plan.preroll, self.devices_at_once, self.plan.costs, now)
+        return None if computing is None else computing + tail
 
-    def _speed(self, segments: tuple[SegmentProgress, ...]) -> tuple[float, float] | None:
-        """Seconds a frame, and seconds that the beginning of a segment costs; None before anything tells."""
-        begun = sorted((s for s in segments if s.first), key=lambda s: s.began)
-        later = begun[self.devices_at_once :]  # the first ones of a run also load the model
-        steady = [s for s in begun if s.done > s.first_frames]
-        frames = sum(s.done - s.first_frames for s in steady)
-        if frames:
-            per_frame = sum(s.last - s.first for s in steady) / frames
-            costs = [s.first - s.began - s.first_frames * per_frame for s in later]
-            # May be below zero: where the last step of a segment is short, a frame looks dear and a beginning cheap.
-            return per_frame, sum(costs) / len(costs) if costs else self.plan.preroll * per_frame
-        whole = [s for s in later or begun if s.state == "done"]  # so short that their frames came all at once
-        return (sum(s.last - s.began for s in whole) / sum(s.frames for s in whole), 0.0) if whole else None
-
-    def _between(self, segments: tuple[SegmentProgress, ...], now: float) -> float:
-        """Seconds that pass between two segments of a device: the encoder's end, Prefect's bookkeeping."""
-        begun = [s for s in segments if s.began]
-        if len(begun) <= self.devices_at_once:
-            return 0.0
-        spent = sum((now if s.state == "running" else s.last) - s.began for s in begun)
-        idle = self.devices_at_once * (now - min(s.began for s in begun)) - spent
-        return max(0.0, idle / (len(begun) - self.devices_at_once))
+    def _tail_since(self, segments: tuple[SegmentProgress, ...], now: float) -> float:
+        """When the last frame came; where all were there before, when merging began."""
+        return max((s.last for s in segments if s.state != "reused"), default=0.0) or self.tail_begun or now

@@ -179,7 +179,7 @@ def summarise(windows: Sequence[Window], joins: set[int], seconds: float) -> Qua
     moving = source_changes > STILL
     red, green, blue = (round(float(value), 3) for value in bias.mean(0))
     return Quality(
-        frames_measured=len(bias),
+        frames_measured=len({frame for w in windows for frame in range(w.start, w.start + len(w.bias))}),
         stability=_rounded(np.median(changes[moving] / source_changes[moving])) if moving.any() else None,
         flicker=_rounded(flicker.mean()) if len(flicker) else None,
         joins=tuple(sorted((join for w in windows for join in _joins(w, joins)), key=lambda join: join.frame)),

@@ -13,21 +13,22 @@ from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import FlashvsrError, UserError
 from flashvsr_core.segments import SegmentPlan
 from tasks.catalogue import finished_segments
+from tasks.images import foreign_image, publish_images, unpacked, whole_of
 from tasks.media import check
-from tasks.media.codecs import spec_of
+from tasks.media.codecs import Container, spec_of
 from tasks.media.images import is_images
 from tasks.media.mux import merge
 from tasks.media.probe import VideoInfo
 from tasks.media.timecode import later
 from tasks.media.timestamps import Timestamps
-from tasks.outputs import container_of
+from tasks.outputs import Outputs, outputs_of
 from tasks.plan import JobPlan, read_plan
 from tasks.replan import LOST, plan_without_plan
-from tasks.report import Look, OutputFile, announce_output, look_at, make_report
+from tasks.report import Look, OutputFile, announce_output, look_at, make_report, report_beside
 from tasks.sources import fingerprint, localised
 from tasks.storage import urls
 from tasks.storage.jobs import DamagedSegment, Job, SegmentResult
-from tasks.storage.lease import hold
+from tasks.storage.lease import Lease, hold
 from tasks.verify import Depth
 
 log = logging.getLogger(__name__)
@@ -89,20 +90,11 @@ def recover(
     output = urls.normalise(output)
     if output == plan.source:
         raise UserError(f"output {output} is the source itself; choose another OUTPUT")
-    container = container_of(output)
-    if is_images(container) or is_images(plan.encode.container):
-        raise UserError(
-            "images are not recovered by themselves, since each is finished on its own; go on with "
-            "'flashvsr jobs resume'"
-        )
-    spec = spec_of(plan.encode.codec, plan.encode.encoder)
-    if spec is None or container not in spec.containers:
-        able = ", ".join(f".{name}" for name in (spec.containers if spec else ()))
-        raise UserError(f"{container} does not hold {plan.encode.codec}; choose an output ending in {able}")
-    plan = replace(plan, encode=replace(plan.encode, container=container))
-    if not force and urls.exists(output):  # even this job's own: a part must not replace the whole unasked
-        raise UserError(f"{output} exists; choose another OUTPUT, or use --force to replace it")
-    urls.check_writable(output)
+    outputs = outputs_of(plan.source, output, plan.params.scale, plan.encode.container)
+    plan = replace(plan, encode=replace(plan.encode, container=_container(plan, outputs)))
+    if not force:
+        _spare_what_is_there(outputs, plan)
+    urls.check_writable(outputs.url)
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
     with (
@@ -112,14 +104,72 @@ def recover(
     ):
         chosen, files = _fetch(job, plan, partial, Path(name))
         whole = len(chosen) == len(plan.segments)
+        if is_images(plan.encode.container):
+            return _recover_images(job, plan, chosen, files, outputs, Path(name), verify, lease, cache_dir)
         path, why = _source(plan, cache_dir, used) if whole else (None, "only a part of the video was recovered")
         part = _Part(chosen, plan.info if path else _silent(plan.info, chosen), path)
         merged, notes = _merge(plan, part, files, Path(name), why)
         _verify(merged, plan, part, verify)
         look = look_at(merged, part.source, plan, 0.0) if part.source and LOST not in plan.notes else Look()
         lease.check()
-        published = _publish(job, merged, output, announce=path is not None and LOST not in plan.notes)
-        return _report(job, plan, part, published, notes, look)
+        complete = path is not None and LOST not in plan.notes
+        published = _publish(job, merged, outputs.url, announce=complete)
+        return _report(job, plan, part, published, notes, look, complete, video_only=path is None)
+
+
+def _container(plan: JobPlan, outputs: Outputs) -> Container:
+    """What the output's name asks for, where the job's segments can become that; UserError else."""
+    made, wanted = plan.encode.container, outputs.container
+    if is_images(made) or is_images(wanted):
+        if made != wanted:
+            what = f"{made} images" if is_images(made) else f"{plan.encode.codec} video"
+            able = f"x_%06d.{made}" if is_images(made) else f"x.{made}"
+            raise UserError(f"the segments hold {what}, which do not become {wanted}; name an output such as {able}")
+        return wanted
+    spec = spec_of(plan.encode.codec, plan.encode.encoder)
+    if spec is None or wanted not in spec.containers:
+        able = ", ".join(f".{name}" for name in (spec.containers if spec else ()))
+        raise UserError(f"{wanted} does not hold {plan.encode.codec}; choose an output ending in {able}")
+    return wanted
+
+
+def _spare_what_is_there(outputs: Outputs, plan: JobPlan) -> None:
+    """UserError where something is in the way, be it this job's own: a part must not replace the whole unasked."""
+    taken = outputs.url if urls.exists(outputs.url) else None
+    if outputs.pattern is not None and taken is None and (name := foreign_image(outputs, plan)):
+        taken = urls.join(urls.parent(outputs.url), name)
+    if taken:
+        raise UserError(f"{taken} exists; choose another OUTPUT, or use --force to replace it")
+
+
+def _recover_images(
+    job: Job,
+    plan: JobPlan,
+    chosen: tuple[SegmentPlan, ...],
+    files: list[Path],
+    outputs: Outputs,
+    folder: Path,
+    verify: Depth,
+    lease: Lease,
+    cache_dir: Path,
+) -> Recovery:
+    """The images of the chosen segments, named by their frames, and a manifest of them. Images carry nothing of the
+    source, so that they lack nothing where it is gone."""
+    outputs.check_frames(sum(segment.frames for segment in chosen))
+    images = unpacked(zip(files, chosen, strict=True), plan, folder, verify)
+    complete = len(chosen) == len(plan.segments) and LOST not in plan.notes
+    look = Look()
+    if complete:
+        with ExitStack() as used:
+            path, _ = _source(plan, cache_dir, used)
+            look = look_at(whole_of(images), path, plan, 0.0) if path else look
+    lease.check()
+    if outputs.pattern is None:
+        published = _publish(job, images[0], outputs.url, announce=complete)
+    else:
+        published = publish_images(job, plan, images, outputs, chosen[0].start, complete)
+    part = _Part(chosen, plan.info, None)
+    return _report(job, plan, part, published, (), look, complete, video_only=False)
 
 
 def _plan(job: Job, source: str | None, partial: bool, cache_dir: Path) -> JobPlan:
@@ -238,15 +288,26 @@ def _publish(job: Job, merged: Path, output: str, announce: bool) -> OutputFile:
     return published
 
 
-def _report(job: Job, plan: JobPlan, part: _Part, output: OutputFile, notes: tuple[str, ...], look: Look) -> Recovery:
-    """Write the report: that of a finished run if nothing is missing, else one of what was recovered."""
+def _report(
+    job: Job,
+    plan: JobPlan,
+    part: _Part,
+    output: OutputFile,
+    notes: tuple[str, ...],
+    look: Look,
+    complete: bool,
+    video_only: bool,
+) -> Recovery:
+    """Write the report: that of a finished run if nothing is missing, else one of what was recovered.
+
+    A report says how its output was made, so that one without a plan is not `complete`: nobody knows.
+    """
     results = finished_segments(job, plan)
     segments = part.segments
     start, stop = segments[0].start, segments[-1].stop
     outside = tuple((r.start, r.stop) for r in results if not start <= r.start < stop)
-    stem = urls.name(output.url).rpartition(".")[0]
-    # A report says how its output was made; without a plan nobody knows.
-    complete = part.source is not None and LOST not in plan.notes
+    stem = urls.name(output.url).rpartition(".")[0].removesuffix(".manifest")
+    beside = urls.join(urls.parent(output.url), urls.fitting(stem, ".recovery.json"))
     recovery = Recovery(
         version=RECOVERY,
         key=job.key,
@@ -260,9 +321,9 @@ def _report(job: Job, plan: JobPlan, part: _Part, output: OutputFile, notes: tup
         segments=tuple(segment.index for segment in segments),
         gaps=_joined((s.start, s.stop) for s in missing_segments(plan, results)),
         left_out=_joined(outside),
-        video_only=part.source is None,
+        video_only=video_only,
         notes=plan.notes + notes,
-        report=urls.join(urls.parent(output.url), f"{stem}.{'report' if complete else 'recovery'}.json"),
+        report=report_beside(output.url) if complete else beside,
     )
     if complete:
         seconds = sum(result.seconds for result in results)

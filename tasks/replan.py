@@ -11,12 +11,13 @@ from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import UserError
 from flashvsr_core.segments import GRID, plan_segments
 from tasks.media.encode import EncodeParams
+from tasks.media.guard import describe
 from tasks.media.images import is_images
 from tasks.media.probe import VideoInfo, probe
 from tasks.media.timestamps import Timestamps
 from tasks.plan import PLAN, JobPlan, parse_plan
 from tasks.report import read_report
-from tasks.sources import fingerprint, localised
+from tasks.sources import fingerprint, first_number, localised
 from tasks.storage import urls
 from tasks.storage.jobs import Job, SegmentResult
 
@@ -48,7 +49,7 @@ def plan_without_plan(job: Job, source: str | None, cache_dir: Path, folder: Pat
     else:
         source = urls.normalise(source)
         with localised(source, ComputeParams(), cache_dir) as path:
-            info = probe(path)
+            info = describe(path)
         scale = _scale_between(source, info, first, records[-1].stop)
         certain, place, digest = True, source, fingerprint(source, cache_dir)
     plan = JobPlan(
@@ -65,14 +66,15 @@ def plan_without_plan(job: Job, source: str | None, cache_dir: Path, folder: Pat
         allow_truncated=False,
         notes=(LOST,),
         versions={},
+        first_number=first_number(source) if source else 1,
     )
     return plan, certain
 
 
 def _encode_of(first: VideoInfo) -> EncodeParams:
     """What merging wants to know: the codec, and whether there is transparency."""
-    if is_images(first.codec):
-        raise UserError("segments of images cannot be recovered without their plan; run the job again from its source")
+    if is_images(first.codec):  # a segment is a QuickTime file of the images themselves
+        return EncodeParams(container=first.codec, pix_fmt=first.pix_fmt)  # type: ignore[arg-type]
     codec = CODECS.get(first.codec, first.codec)
     if codec == "prores" and "444" in first.pix_fmt:
         codec = "prores4444"

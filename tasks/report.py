@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from flashvsr_core.errors import FlashvsrError
 from tasks import html, quality
+from tasks.ahead import encoder_note
 from tasks.media.ffmpeg import ffmpeg_version, find_ffmpeg
 from tasks.pictures import Comparison, comparison
 from tasks.plan import JobPlan
@@ -177,7 +178,7 @@ def make_report(
         plan=plan.to_json(),
         results=results,
         fallbacks=tuple(sorted({f for result in results for f in result.fallbacks})),
-        notes=notes + look.notes,
+        notes=notes + look.notes + _encoder_notes(fresh),
         warnings=warnings,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command_of(plan, output.pattern or output.url),
@@ -187,6 +188,11 @@ def make_report(
     )
     write_report(report, look.comparisons, (job.report_url, report_beside(output.url)))
     return report
+
+
+def _encoder_notes(computed: Sequence[SegmentResult]) -> tuple[str, ...]:
+    note = encoder_note(sum(result.encoder_wait for result in computed), sum(result.seconds for result in computed))
+    return () if note is None else (note,)
 
 
 def write_report(report: RunReport, comparisons: Sequence[Comparison], places: Sequence[str]) -> None:
@@ -235,6 +241,11 @@ def read_report(job: Job) -> RunReport | None:
         found = urls.read_json(job.report_url)
     except (FileNotFoundError, ValueError):
         return None
+    return parse_report(found)
+
+
+def parse_report(found: object) -> RunReport | None:
+    """A report as it was read; None if it is of no version that is known, ValidationError where it is damaged."""
     if not isinstance(found, dict) or found.get("version") not in READABLE:
         return None
     return _reports.validate_python(found)

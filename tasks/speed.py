@@ -1,74 +1,108 @@
-"""How fast this machine is, remembered from segments it has finished, or measured on a small picture."""
+"""How fast this machine is, remembered from runs it has finished, or measured on a small picture."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from flashvsr_core.config import ComputeParams
-from flashvsr_core.segments import FIRST_EMIT, FIRST_READ, STEP
+from flashvsr_core.segments import FIRST_EMIT, FIRST_READ, STEP, SegmentPlan
+from tasks.forecast import STEP_LATENTS, Costs, latents
 from tasks.gpu import device_name, devices_of, loaded_upscaler
 from tasks.plan import JobPlan
+from tasks.quality import FEWEST, MARGIN, SAMPLES
 from tasks.storage import urls
 
-_TAIL = "tail"
-_FIXED_TAIL = 2.0  # seconds: what starting the ends of a run takes however short it is
-_TAIL_SPEED = 400.0  # megapixels per second, where this machine has finished nothing yet
 _SMALL = 64  # sides of the input picture that is measured on, pixels
+_NEWEST = 0.5  # weight of the newest run in what is remembered
+# The end of a run where nothing is remembered: starting its parts; megapixels a second of frames that are decoded and
+# looked at around joins, and of frames that are only copied. What is remembered is a factor on all three.
+_FIXED_TAIL, _LOOKED, _COPIED = 2.0, 80.0, 2000.0
+
+_memory: TypeAdapter[dict[str, dict[str, float]]] = TypeAdapter(dict[str, dict[str, float]])
 
 
-def estimate_seconds(plan: JobPlan, compute: ComputeParams, cache_dir: Path) -> tuple[float, str]:
-    """Expected seconds of computing for the whole video, and what that rests on."""
-    remembered = _read(cache_dir).get(_key(plan, compute))
-    if remembered:
-        speed, basis = float(remembered), "segments finished on this machine before"
-    else:
-        speed, basis = _measure(plan, compute), "one step on a small picture, just now"
-    return padded_megapixels(plan) * plan.info.frames / speed * _slowdown(plan), basis
+def estimate_seconds(
+    plan: JobPlan, segments: Sequence[SegmentPlan], compute: ComputeParams, cache_dir: Path
+) -> tuple[float, str]:
+    """Expected seconds of computing for some segments of a plan, and what that rests on."""
+    latent, basis = expected_costs(plan, compute, cache_dir).latent, "runs finished on this machine before"
+    if latent is None:
+        latent, basis = _measure(plan, compute) * _size(plan), "one step on a small picture, just now"
+    return latent * sum(latents(s.start, s.frames, _preroll(plan)) for s in segments), basis
 
 
-def remember_speed(plan: JobPlan, compute: ComputeParams, frames: int, seconds: float, cache_dir: Path) -> None:
-    """Note the speed of a finished segment: padded megapixels of output per second."""
-    speeds = _read(cache_dir) | {_key(plan, compute): padded_megapixels(plan) * frames / seconds * _slowdown(plan)}
-    urls.write_json(_place(cache_dir), speeds)
+def expected_costs(plan: JobPlan, compute: ComputeParams, cache_dir: Path) -> Costs:
+    """What steps, beginnings and the end of a run like this cost here before; of the end there is always a guess."""
+    memory = _read(cache_dir)
+    known = memory.get(_key(plan, compute), {})
+    latent = known.get("latent")
+    return Costs(
+        None if latent is None else latent * _size(plan),
+        known.get("start"),
+        _usual_tail(plan) * memory.get("tail", {}).get("factor", 1.0),
+    )
 
 
-def expected_tail(plan: JobPlan, cache_dir: Path) -> float:
-    """Seconds expected from the last segment to the end of the run: merging, verifying, publishing, the report."""
-    work = padded_megapixels(plan) * plan.info.frames
-    remembered = _read(cache_dir).get(_TAIL)
-    return _FIXED_TAIL + work / float(remembered) if remembered else _FIXED_TAIL + work / _TAIL_SPEED
+def remember_costs(plan: JobPlan, compute: ComputeParams, costs: Costs, cache_dir: Path) -> None:
+    """Note what a finished run has cost; a latent frame of None and a tail of 0 say nothing."""
+    memory = _read(cache_dir)
+    new = {"start": costs.start, "latent": costs.latent and costs.latent / _size(plan)}
+    _mix(memory, _key(plan, compute), {name: value for name, value in new.items() if value is not None})
+    if costs.tail > 0:
+        _mix(memory, "tail", {"factor": costs.tail / _usual_tail(plan)})
+    urls.write_json(_place(cache_dir), memory)
 
 
-def remember_tail(plan: JobPlan, seconds: float, cache_dir: Path) -> None:
-    """Note how long that took: padded megapixels of output per second beyond the fixed part."""
-    variable = max(seconds - _FIXED_TAIL, 0.05)
-    speeds = _read(cache_dir) | {_TAIL: padded_megapixels(plan) * plan.info.frames / variable}
-    urls.write_json(_place(cache_dir), speeds)
-
-
-def _slowdown(plan: JobPlan) -> float:
-    """Speeds are remembered as those of whole pictures; tiles and offloading take longer."""
-    return plan.memory.slowdown if plan.memory is not None else 1.0
+def _size(plan: JobPlan) -> float:
+    """Megapixels that cost as much as the picture: costs are remembered as those of whole pictures, while tiles and
+    offloading take longer."""
+    return padded_megapixels(plan) * (plan.memory.slowdown if plan.memory is not None else 1.0)
 
 
 def padded_megapixels(plan: JobPlan) -> float:
     return plan.geometry.padded_width * plan.geometry.padded_height / 1e6
 
 
+def _usual_tail(plan: JobPlan) -> float:
+    joins = len(plan.segments) - 1
+    looked = (joins + min(SAMPLES, max(FEWEST, joins))) * (2 * MARGIN + 1)
+    return _FIXED_TAIL + padded_megapixels(plan) * (looked / _LOOKED + plan.info.frames / _COPIED)
+
+
+def _mix(memory: dict[str, dict[str, float]], key: str, new: dict[str, float]) -> None:
+    old = memory.get(key, {})
+    mixed = {name: _NEWEST * value + (1 - _NEWEST) * old.get(name, value) for name, value in new.items()}
+    memory[key] = old | mixed
+
+
 def _measure(plan: JobPlan, compute: ComputeParams) -> float:
+    """Seconds a latent frame of one megapixel."""
     device = devices_of(compute)[0]
     upscaler = loaded_upscaler(plan.params, plan.digests, compute, device)
     frames = np.random.default_rng(0).integers(0, 255, (FIRST_READ + 2 * STEP, _SMALL, _SMALL, 3), dtype=np.uint8)
     marks = [time.monotonic() for _ in upscaler.stream(iter([frames]), emit=(0, FIRST_EMIT + 2 * STEP))]
     side = _SMALL * plan.params.scale
-    return side * side / 1e6 * STEP / (marks[-1] - marks[-2])
+    return (marks[-1] - marks[-2]) / STEP_LATENTS / (side * side / 1e6)
+
+
+def _preroll(plan: JobPlan) -> int:
+    return int(plan.params.preroll)
 
 
 def _key(plan: JobPlan, compute: ComputeParams) -> str:
     params = plan.params
     return " ".join(
-        (params.model, params.mode, params.precision, params.attention, device_name(devices_of(compute)[0]))
+        (
+            params.model,
+            params.mode,
+            params.profile,
+            params.precision,
+            params.attention,
+            device_name(devices_of(compute)[0]),
+        )
     )
 
 
@@ -76,9 +110,9 @@ def _place(cache_dir: Path) -> str:
     return str(cache_dir / "speeds.json")
 
 
-def _read(cache_dir: Path) -> dict[str, float]:
+def _read(cache_dir: Path) -> dict[str, dict[str, float]]:
+    """What is remembered; nothing where the file is of another version."""
     try:
-        found = urls.read_json(_place(cache_dir))
-    except (FileNotFoundError, ValueError):
+        return _memory.validate_python(urls.read_json(_place(cache_dir)))
+    except (FileNotFoundError, ValueError, ValidationError):
         return {}
-    return found if isinstance(found, dict) else {}

@@ -17,16 +17,17 @@ from prefect.context import TaskRunContext
 
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.cuts import CONTEXT
-from flashvsr_core.errors import FlashvsrError, OutOfMemory, TransientError, UserError
+from flashvsr_core.errors import BadInput, FlashvsrError, OutOfMemory, TransientError, UserError
 from flashvsr_core.layout import Planes
 from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, rgb_packer, yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
-from tasks import stop
-from tasks.ahead import Ahead
+from tasks import heap, stop
+from tasks.ahead import Ahead, Stalled, encoder_note
 from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
-from tasks.gpu import PeakMemory, device_name, devices_of, loaded_upscaler, pins, turn_on_a_device
+from tasks.forecast import Steps
+from tasks.gpu import PeakMemory, device_name, devices_of, keep_compiled, loaded_upscaler, pins, turn_on_a_device
 from tasks.media import images
 from tasks.media.codecs import has_alpha
 from tasks.media.decode import Channel, read_frames
@@ -34,16 +35,16 @@ from tasks.media.encode import EncodedSegment, check_segment, encode_segment, la
 from tasks.memory import Way, enforce_limit
 from tasks.plan import JobPlan, bytes_needed, read_plan
 from tasks.sources import check_unchanged, unchanged
-from tasks.speed import remember_speed
 from tasks.storage import urls
 from tasks.storage.jobs import Job, SegmentResult
 from tasks.workers import Released, WorkerDied, workers
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 300.0  # seconds for the next 8 frames of a source
+_SECONDS_BEFORE = 0.2  # more for every frame before the first, which may all have to be decoded
 _DECODED_AHEAD = 4  # items of `read_frames` that wait for the model
 _CHUNKS_AHEAD = 2  # chunks of the model's output that wait for the encoder
-_NOTICEABLE = 0.1  # share of the time that the model may wait for the encoder before it is worth a word
 
 
 class SegmentKey(CachePolicy):
@@ -76,6 +77,7 @@ def is_transient(_task: Any, _run: Any, state: Any) -> bool:
 def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cache_dir: Path) -> SegmentResult:
     """Make one segment of a planned job and store it with its record; one that is finished is left alone."""
     plan = read_plan(job)
+    keep_compiled(cache_dir)
     if (held := job.result(segment.index)) is not None:
         return held
     work = cache_dir / "work"
@@ -92,7 +94,6 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
     except UserError:
         urls.remove(job.record_url(segment.index), missing_ok=True)  # a local source may have changed under the reader
         raise
-    remember_speed(plan, compute, result.frames, result.seconds, cache_dir)
     return result
 
 
@@ -161,11 +162,9 @@ def _make(
         way.remember()
         fallbacks += [way.fallback] if way.changes_pixels else []
         seconds = time.monotonic() - begun
-        if blocked > _NOTICEABLE * seconds:
-            log.info(
-                "segment %d: the model waited %.1f of %.1f s for the encoder; a faster --preset would be quicker",
-                segment.index, blocked, seconds,
-            )  # fmt: skip
+        if (note := encoder_note(blocked, seconds)) is not None:
+            log.info("segment %d: %s", segment.index, note)
+    heap.trim()
     released()
     if encoded.frames != segment.frames:
         raise FlashvsrError(
@@ -186,6 +185,7 @@ def _make(
         worker=beat.worker,
         started=beat.started,
         fallbacks=tuple(dict.fromkeys(fallbacks)),
+        encoder_wait=blocked,
     )
     forget_beat(job, segment.index)
     tell(
@@ -212,7 +212,8 @@ def _computed(
     with ExitStack() as threads:
         planes = _planes(plan, segment, upscaler, source, threads, fallbacks.append)
         chunks = threads.enter_context(Ahead(planes, _CHUNKS_AHEAD, "model"))
-        told = _told(chunks, segment, memory, heart)
+        steps = Steps(segment.start, segment.stop, in_chunks=not has_alpha(plan.encode.pix_fmt))
+        told = _told(chunks, segment, memory, heart, steps)
         write: Any = images.encode_images if images.is_images(plan.encode.container) else encode_segment
         geometry = plan.geometry
         encoded: EncodedSegment = write(told, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
@@ -259,21 +260,39 @@ def _pictures(
     first, end = reading_range(segment, preroll, CONTEXT, plan.info.frames)
     # PQ and HLG pictures go through as they are coded: every curve tried instead did worse (tests/bench/hdr.md).
     decoded = read_frames(source, plan.info, first, end, deinterlace=plan.params.deinterlace, channel=channel)
-    frames = threads.enter_context(Ahead(decoded, _DECODED_AHEAD, f"decode {channel}"))
+    patience = (_PATIENCE, _PATIENCE + first * _SECONDS_BEFORE)
+    frames = threads.enter_context(Ahead(decoded, _DECODED_AHEAD, f"decode {channel}", *patience))
     pack = changed(pack, resizer(plan.geometry.out_width, plan.geometry.out_height))
-    return upscaler.stream(frames, first=first, emit=(segment.start, segment.stop), pack=pack, on_fallback=on_fallback)
+    emit = (segment.start, segment.stop)
+    return upscaler.stream(_patient(frames, plan), first=first, emit=emit, pack=pack, on_fallback=on_fallback)
+
+
+def _patient(frames: Iterable[np.ndarray], plan: JobPlan) -> Iterator[np.ndarray]:
+    """The same; a decoder that stands still is a fault of the file: strangers make files that never end."""
+    try:
+        yield from frames
+    except Stalled as error:
+        raise BadInput(
+            f"{plan.source} cannot be decoded in time ({error}); it may be damaged or made to do harm: copy it again, "
+            "or convert it with ffmpeg where that is safe"
+        ) from error
 
 
 def _told(
-    chunks: Iterable[np.ndarray | Planes], segment: SegmentPlan, memory: PeakMemory, heart: Heart
+    chunks: Iterable[np.ndarray | Planes],
+    segment: SegmentPlan,
+    memory: PeakMemory,
+    heart: Heart,
+    steps: Steps,
 ) -> Iterator[np.ndarray | Planes]:
     """The same chunks; each is looked at and told of when the encoder takes it."""
     for planes in chunks:
         stop.within_segment()
         memory.look()
         count = len(planes[0] if isinstance(planes, tuple) else planes)
-        heart.count(count, memory.bytes)
-        tell(FramesDone(segment.index, count, memory.bytes))
+        latents, cuts = steps.add(count)
+        heart.count(count, memory.bytes, latents, cuts)
+        tell(FramesDone(segment.index, count, memory.bytes, latents, cuts))
         yield planes
 
 

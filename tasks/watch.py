@@ -47,7 +47,7 @@ class Watch:
     def __init__(self, job: Job, known: _Known) -> None:
         self.job = job
         self.known = known
-        self.seen: dict[int, tuple[int, int]] = {}  # segment: attempt, frames told
+        self.seen: dict[int, tuple[int, int, int, int]] = {}  # segment: attempt; frames, latents and cuts told
 
     def look(self) -> None:
         """Tell what is new in the job's directory. Faults of the store are passed over until the next look."""
@@ -62,13 +62,14 @@ class Watch:
         for beat in beats(self.job):
             if beat.worker.startswith(mine) or beat.segment in self.known.finished:
                 continue
-            attempt, told = self.seen.get(beat.segment, (0, 0))
+            attempt, told, latents, cuts = self.seen.get(beat.segment, (0, 0, 0, 0))
             if beat.attempt != attempt:
                 self._tell(SegmentStarted(beat.segment, beat.frames, beat.device, beat.worker, beat.attempt))
-                told = 0
+                told = latents = cuts = 0
             if beat.done > told:
-                self._tell(FramesDone(beat.segment, beat.done - told, beat.memory_bytes))
-            self.seen[beat.segment] = beat.attempt, beat.done
+                steps = (beat.latents - latents, beat.cuts - cuts) if told else (0, beat.cuts)
+                self._tell(FramesDone(beat.segment, beat.done - told, beat.memory_bytes, *steps))
+            self.seen[beat.segment] = beat.attempt, beat.done, beat.latents, beat.cuts
 
     def _records(self) -> None:
         names = map(RECORD_NAME.fullmatch, urls.list_names(self.job.segments_url))
@@ -79,7 +80,7 @@ class Watch:
             if result is None:
                 continue
             self.known.finished.add(index)
-            attempt, told = self.seen.get(index, (0, 0))
+            attempt, told, *_ = self.seen.get(index, (0, 0))
             if not attempt:
                 self._tell(SegmentStarted(index, result.frames, result.device, result.worker, result.attempts))
             if result.frames > told:

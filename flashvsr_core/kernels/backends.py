@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flashvsr_core.errors import UserError
 from flashvsr_core.kernels import token_ops
-from flashvsr_core.kernels.block_attention import Blocks
+from flashvsr_core.kernels.block_attention import BACKENDS, Blocks
 from flashvsr_core.kernels.block_mask import select_blocks
 from flashvsr_core.kernels.repeat_pixels import repeat_pixels
 from flashvsr_core.kernels.token_ops import Windows
@@ -45,11 +45,11 @@ REFERENCE = Kernels(
 
 
 def kernels(name: str) -> Kernels:
-    """The kernels called `name` (torch, triton); nothing is chosen silently."""
+    """The kernels that go with the attention backend `name`: those of Triton with all but torch."""
     if name == REFERENCE.name:
         return REFERENCE
-    if name != "triton":
-        raise UserError(f"kernels {name!r} are not known; choose torch or triton")
+    if name not in BACKENDS:
+        raise UserError(f"kernels {name!r} are not known; choose {', '.join(BACKENDS)}")
     # Optional: CPU installations have no Triton; `attention_backend` says so first.
     from flashvsr_core.kernels import token_ops_triton as fused
     from flashvsr_core.kernels.block_mask_triton import select_blocks as select

@@ -36,6 +36,8 @@ def as_list(mask: Tensor) -> BlockList:
     return BlockList(mask.sum(-1, dtype=torch.int32), indices.int())
 
 
+_PACKAGES = {"triton": "triton", "int8": "triton", "sage": "sageattention>=1.0.6,<2"}
+BACKENDS = ("torch", *_PACKAGES)
 Blocks = Tensor | BlockList
 BlockAttention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # the last: Blocks of a kind that it knows
 
@@ -63,17 +65,26 @@ def attend_torch(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
 
 
 def attention_backend(name: str) -> BlockAttention:
-    """The backend called `name` (torch, triton); nothing is chosen silently."""
+    """The backend called `name` (torch, triton, int8, sage); nothing is chosen silently.
+
+    UserError for other names, and where a package that it needs is missing. Only torch runs without a GPU, except in
+    Triton's interpreter.
+    """
     if name == "torch":
         return attend_torch
-    if name != "triton":
-        raise UserError(f"attention backend {name!r} is not known; choose torch or triton")
+    if name not in BACKENDS:
+        raise UserError(f"attention backend {name!r} is not known; choose {', '.join(BACKENDS)}")
     try:
-        # Optional: CPU installations have no Triton.
-        from flashvsr_core.kernels.block_attention_triton import attend_triton
+        # Optional: CPU installations have neither Triton nor SageAttention.
+        if name == "triton":
+            from flashvsr_core.kernels.block_attention_triton import attend_triton as attend
+        elif name == "int8":
+            from flashvsr_core.kernels.int8_attention_triton import attend_int8 as attend
+        else:
+            from flashvsr_core.kernels.sage_attention import attend_sage as attend
     except ImportError as error:
         raise UserError(
-            f"attention 'triton' needs the package triton ({error}); pip install 'flashvsr[gpu]', or use the slow "
-            f"--attention torch"
+            f"attention {name!r} needs the package {_PACKAGES[name]} ({error}); pip install 'flashvsr[gpu]', or use "
+            f"the slow --attention torch"
         ) from error
-    return attend_triton
+    return attend

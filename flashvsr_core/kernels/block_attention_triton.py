@@ -4,6 +4,7 @@ Apart from block_attention.py, because Triton must be imported before its kernel
 have none.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from flashvsr_core.kernels.token_ops_triton import on
 WINDOW = 128  # tokens of a query or key window
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _HEAD_DIMS = (16, 32, 64, 128)
-_LOG2_E = 1.4426950408889634  # the kernel's softmax is in powers of 2
+LOG2_E = 1.4426950408889634  # the kernel's softmax is in powers of 2
 
 
 @dataclass(frozen=True)
@@ -120,21 +121,27 @@ def launch(q: Tensor, k: Tensor, v: Tensor, blocks: BlockList, tile: Tile) -> Te
     q = q.contiguous()
     k, v = (x if x[0, 0].is_contiguous() else x.contiguous() for x in (k, v))
     out = q.new_empty(batch, query_windows, tokens, heads, dim)
-    order = torch.empty_like(blocks.counts)
+    order = order_rows(blocks)
     with on(q):
-        _order_rows[(query_windows, batch * heads)](
-            blocks.counts, order, query_windows, WIDTH=triton.next_power_of_2(query_windows)
-        )
         _attend[(query_windows, batch * heads)](
-            q, _rows(k, tile.keys), _rows(v, tile.keys), out, blocks.counts, blocks.indices, order,
+            q, as_rows(k, tile.keys), as_rows(v, tile.keys), out, blocks.counts, blocks.indices, order,
             k.stride(0) // dim, k.stride(1) // dim, v.stride(0) // dim, v.stride(1) // dim, heads, query_windows,
-            k.shape[2], dim**-0.5 * _LOG2_E, TOKENS=tokens, KEYS=tile.keys, DIM=dim, PRECISION="ieee",
+            k.shape[2], dim**-0.5 * LOG2_E, TOKENS=tokens, KEYS=tile.keys, DIM=dim, PRECISION="ieee",
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out.permute(0, 3, 1, 2, 4)
 
 
-def _rows(x: Tensor, count: int) -> TensorDescriptor:
+def order_rows(blocks: BlockList) -> Tensor:
+    """Query windows of each head in the order in which they are to be computed; int32 B heads Wq."""
+    *heads, windows = blocks.counts.shape
+    order = torch.empty_like(blocks.counts)
+    with on(order):
+        _order_rows[(windows, math.prod(heads))](blocks.counts, order, windows, WIDTH=triton.next_power_of_2(windows))
+    return order
+
+
+def as_rows(x: Tensor, count: int) -> TensorDescriptor:
     """A tensor B heads W 128 d, between whose heads there may be room, as rows of d of which `count` are read at once.
 
     Hopper and later read such tiles by their copy engine; for others Triton computes addresses.

@@ -1,7 +1,8 @@
 """Block selection in Triton: scores, exact threshold and lists of blocks; nothing is sorted and the host never waits.
 
-Reference: `block_mask.select_blocks`. The threshold is found bit by bit: probabilities are not negative, so their
-bit patterns rise with their values, and counting entries above a pattern decides two bits at a time.
+Reference: `block_mask.select_blocks`. The threshold is found digit by digit: probabilities are not negative, so their
+bit patterns rise with their values, and a histogram of the highest 8 bits tells in which bin the entry of a given rank
+lies; the next histogram looks into that bin. Many programs count, whoever reads a histogram draws its conclusion.
 """
 
 import torch
@@ -15,8 +16,8 @@ from flashvsr_core.kernels.token_ops_triton import on
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _QUERIES = 16  # query windows of one program
 _KEYS = 64
-_CHUNK = 8192  # entries counted at once
-_TOP_BIT = 28  # 1.0 is 0x3f800000: the two highest bits are never set
+_CHUNK = 2048  # entries that one program counts: 9 programs a head at 768x1408, 113 at 1536x2560
+_DIGIT = 8  # bits of a histogram: 4 of them for a float32
 
 
 @triton.jit
@@ -60,23 +61,45 @@ def _score(
 
 
 @triton.jit
-def _threshold(weights, thresholds, entries, rank, CHUNK: tl.constexpr, TOP: tl.constexpr):
-    """The `rank`-th largest of one head's and query slice's entries (float32 >= 0, read as int32)."""
-    group = tl.program_id(0).to(tl.int64)
-    own = weights + group * entries
-    found = tl.zeros([], tl.int32)
-    for step in range(TOP // 2 + 1):
-        bit = 1 << (TOP - 2 * step)
-        low, middle, high = tl.zeros([CHUNK], tl.int32), tl.zeros([CHUNK], tl.int32), tl.zeros([CHUNK], tl.int32)
-        for first in range(0, entries, CHUNK):
-            at = first + tl.arange(0, CHUNK)
-            value = tl.load(own + at, mask=at < entries, other=-1)
-            low += (value >= found + bit).to(tl.int32)
-            middle += (value >= found + 2 * bit).to(tl.int32)
-            high += (value >= found + 3 * bit).to(tl.int32)
-        steps = (tl.sum(low, 0) >= rank).to(tl.int32) + (tl.sum(middle, 0) >= rank) + (tl.sum(high, 0) >= rank)
-        found += steps * bit
-    tl.store(thresholds + group, found)
+def _replay(histograms, group, groups, rank, PASSES: tl.constexpr, DIGIT: tl.constexpr):
+    """What the first PASSES histograms tell of the `rank`-th largest entry: its highest digits, and its rank among
+    the entries that share them. With 32 / DIGIT passes that is its whole bit pattern."""
+    BINS: tl.constexpr = 1 << DIGIT
+    bins = tl.arange(0, BINS)
+    prefix = tl.zeros([], tl.int32)
+    for step in tl.static_range(PASSES):
+        counts = tl.load(histograms + (step * groups + group) * BINS + bins)
+        at_least = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
+        digit = tl.sum((at_least >= rank).to(tl.int32), 0) - 1
+        rank -= tl.sum(tl.where(bins > digit, counts, 0), 0)
+        prefix = prefix * BINS + digit
+    return prefix, rank
+
+
+@triton.jit
+def _count_digits(
+    weights, histograms, entries, groups, rank, PASS: tl.constexpr, DIGIT: tl.constexpr, CHUNK: tl.constexpr
+):  # fmt: skip
+    """Histogram of the next digit of the entries (float32 >= 0, read as int32) of one head and query slice whose
+    higher digits are those of the entry looked for; program 0: which chunk of them."""
+    BINS: tl.constexpr = 1 << DIGIT
+    SHIFT: tl.constexpr = 32 - (PASS + 1) * DIGIT
+    group = tl.program_id(1)
+    at = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    value = tl.load(weights + group.to(tl.int64) * entries + at, mask=at < entries, other=0)
+    alike = at < entries
+    if PASS > 0:
+        prefix, _ = _replay(histograms, group, groups, rank, PASS, DIGIT)
+        alike &= (value >> (SHIFT + DIGIT)) == prefix
+    counts = tl.histogram((value >> SHIFT) & (BINS - 1), BINS, mask=alike)
+    target = histograms + (PASS * groups + group) * BINS + tl.arange(0, BINS)
+    tl.atomic_add(target, counts, mask=counts > 0)
+
+
+@triton.jit
+def _threshold(histograms, thresholds, groups, rank, DIGIT: tl.constexpr):
+    found, _ = _replay(histograms, tl.program_id(0), groups, rank, 32 // DIGIT, DIGIT)
+    tl.store(thresholds + tl.program_id(0), found)
 
 
 @triton.jit
@@ -105,6 +128,8 @@ def select_blocks(q: Tensor, k: Tensor, local: Tensor, topk: int) -> BlockList:
         torch.empty(*rows, key_windows, dtype=torch.int32, device=q.device),
     )
     groups = batch * heads * (query_windows // n)
+    passes = 32 // _DIGIT
+    histograms = torch.zeros(passes, groups, 1 << _DIGIT, dtype=torch.int32, device=q.device)
     thresholds = torch.empty(groups, dtype=torch.int32, device=q.device)
     rank = max(0, min(topk, entries - 1)) + 1
     with on(q):
@@ -113,7 +138,11 @@ def select_blocks(q: Tensor, k: Tensor, local: Tensor, topk: int) -> BlockList:
             QUERIES=_QUERIES, KEYS=_KEYS, DIM=dim,
         )  # fmt: skip
         bits = weights.view(torch.int32)
-        _threshold[(groups,)](bits, thresholds, entries, rank, CHUNK=_CHUNK, TOP=_TOP_BIT, num_warps=16)
+        for number in range(passes):
+            _count_digits[(triton.cdiv(entries, _CHUNK), groups)](
+                bits, histograms, entries, groups, rank, PASS=number, DIGIT=_DIGIT, CHUNK=_CHUNK, num_warps=8
+            )
+        _threshold[(groups,)](histograms, thresholds, groups, rank, DIGIT=_DIGIT)
         _list_above[(batch * heads * query_windows,)](
             bits, thresholds, found.counts, found.indices, n, key_windows, WIDTH=triton.next_power_of_2(key_windows)
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flashvsr_core.kernels.backends import REFERENCE, Kernels
 from flashvsr_core.kernels.block_attention import BlockAttention
 from flashvsr_core.kernels.block_mask import pool
+from flashvsr_core.kernels.fp8_linear import Fp8Linear
 from flashvsr_core.kernels.token_ops import WINDOW_TOKENS
 from flashvsr_core.models.layers import RmsNorm, rope_angles, sinusoidal_embedding
 from flashvsr_core.registry import DitSpec
@@ -36,6 +37,18 @@ class Sparsity:
     topk: int
     attend: BlockAttention
     kernels: Kernels = REFERENCE
+
+
+Fp8Multiply = Callable[[Tensor, Fp8Linear, bool], Tensor]
+"""(x, layer, whether GELU comes first) -> the layer applied."""
+
+
+@dataclass(frozen=True)
+class Fp8Projection:
+    """A layer in fp8 and what multiplies with it."""
+
+    layer: Fp8Linear
+    multiply: Fp8Multiply
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,7 @@ class SelfAttention(nn.Module):
         self.norm_q = RmsNorm(spec.dim, spec.eps)
         self.norm_k = RmsNorm(spec.dim, spec.eps)
         self.fused: tuple[Tensor, Tensor] | None = None
+        self.fp8: Fp8Projection | None = None
 
     def fuse(self) -> None:
         """Put the weights of q, k and v side by side, so that they are one product; keys and values stay as they are.
@@ -144,6 +158,8 @@ class SelfAttention(nn.Module):
         return self.o(rearrange(out, "b h w t d -> b (w t) (h d)"))
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.fp8 is not None:
+            return self.fp8.multiply(x, self.fp8.layer, False).chunk(3, dim=-1)
         if self.fused is None:
             return self.q(x), self.k(x), self.v(x)
         return F.linear(x, *self.fused).chunk(3, dim=-1)
@@ -183,6 +199,27 @@ class Block(nn.Module):
             nn.Linear(spec.dim, spec.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(spec.ffn_dim, spec.dim)
         )
         self.modulation = nn.Parameter(torch.zeros(1, 6, spec.dim))
+        self.fp8: tuple[Fp8Projection, Fp8Projection] | None = None
+
+    def quantise(self, multiply: Fp8Multiply) -> None:
+        """From now on compute q, k, v and the feed-forward layers in fp8; after `SelfAttention.fuse`.
+
+        The layers after both attentions and cross-attention's queries stay: at 1536 x 1536 a pass that quantises their
+        input costs what the faster product saves.
+        """
+        assert self.self_attn.fused is not None
+        self.self_attn.fp8 = Fp8Projection(Fp8Linear.of(*self.self_attn.fused), multiply)
+        widen, _, narrow = self.ffn
+        layers = (Fp8Linear.of(layer.weight, layer.bias) for layer in (widen, narrow))  # type: ignore[arg-type]
+        first, second = (Fp8Projection(layer, multiply) for layer in layers)
+        self.fp8 = first, second
+
+    def _feed_forward(self, y: Tensor, kernels: Kernels) -> Tensor:
+        if self.fp8 is not None:
+            first, second = self.fp8
+            return second.multiply(first.multiply(y, first.layer, False), second.layer, True)
+        widen, _, narrow = self.ffn
+        return cast(Tensor, narrow(kernels.linear_gelu(y, widen.weight, widen.bias)))  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -203,8 +240,7 @@ class Block(nn.Module):
         x, y = kernels.add_norm(x, y, gate, self.norm3.weight, self.norm3.bias, self.eps, 0.0)
         y = self.cross_attn(y, prompt, kernels)
         x, y = kernels.add_norm(x, y, None, ffn_scale, ffn_shift, self.eps, 1.0)
-        widen, _, narrow = self.ffn
-        y = narrow(kernels.linear_gelu(y, widen.weight, widen.bias))  # type: ignore[arg-type]
+        y = self._feed_forward(y, kernels)
         shift, scale = following
         return kernels.add_norm(x, y, ffn_gate, scale, shift, self.eps, 1.0)
 
@@ -237,6 +273,11 @@ class Dit(nn.Module):
         """See `SelfAttention.fuse`: for all blocks."""
         for block in cast(list[Block], list(self.blocks)):
             block.self_attn.fuse()
+
+    def quantise(self, multiply: Fp8Multiply) -> None:
+        """See `Block.quantise`: for all blocks."""
+        for block in cast(list[Block], list(self.blocks)):
+            block.quantise(multiply)
 
     def constants(self, context: Tensor) -> DitConstants:
         """Everything that depends only on timestep and prompt (context: 1 tokens text_dim)."""

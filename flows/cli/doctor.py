@@ -63,7 +63,7 @@ def _torch() -> Finding:
 def _gpu() -> Finding:
     import torch
 
-    from flashvsr_core.upscaler import TRITON_CAPABILITY
+    from flashvsr_core.profiles import TRITON_CAPABILITY
 
     if not torch.cuda.is_available():
         return Finding("gpu", "note", "none found", "runs on the CPU; for speed use a CUDA build of PyTorch and a GPU")

@@ -27,7 +27,6 @@ app = App(name="jobs", help="What a store holds: list, find, show, resume, recov
 
 StoreArgument = Annotated[str, Parameter(help="Store: a folder or fsspec URL; default .flashvsr in this folder.")]
 JobArgument = Annotated[str, Parameter(help="A job's directory, as `jobs list` shows it.")]
-WorkDir = Annotated[str | None, Parameter(name="--work-dir", help="Folder for fetched sources and work files.")]
 
 
 @app.command(name="list")
@@ -105,7 +104,7 @@ def resume(
 @app.command
 def recover(
     job: JobArgument,
-    output: Annotated[str, Parameter(help="Result (.mp4, .mkv or .mov).")],
+    output: Annotated[str, Parameter(help="Result; of images one name with %06d for all, or a folder.")],
     /,
     *,
     source: Annotated[
@@ -116,7 +115,7 @@ def recover(
     ] = False,
     force: Annotated[bool, Parameter(help="Replace an OUTPUT that exists.")] = False,
     verify: Annotated[Literal["joins", "full"], Parameter(help="joins, or full: decode the whole result.")] = "joins",
-    work_dir: WorkDir = None,
+    work_dir: options.WorkDir = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Merge what JOB finished into OUTPUT, computing nothing: for jobs whose process, server or database is gone."""

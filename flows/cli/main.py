@@ -26,6 +26,7 @@ app = App(
 app.command("flows.cli.run:run", help="Upscale a video.")
 app.command("flows.cli.plan:plan", help="Show what would be done.")
 app.command("flows.cli.preview:preview", help="Upscale short excerpts beside the enlarged source.")
+app.command("flows.cli.compare:compare", help="Score a finished output against the true video.")
 app.command("flows.cli.models:app", name="models", help="Published weights: list, fetch, verify, convert.")
 app.command("flows.cli.jobs:app", name="jobs", help="What a store holds: list, find, show, resume, recover, clean.")
 app.command("flows.cli.deploy:deploy", help="Set up deployments on a Prefect server.")

@@ -39,6 +39,7 @@ Reference = Annotated[
     str | None, Parameter(help="The true video in the output's size: PSNR, SSIM and VMAF go into the report.")
 ]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], help="Show errors only.")]
+WorkDir = Annotated[str | None, Parameter(name="--work-dir", help="Folder for fetched sources and work files.")]
 ModelsDir = Annotated[
     Path | None, Parameter(name="--dir", env_var=MODELS, help="Folder with weights; default: user cache.")
 ]

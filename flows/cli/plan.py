@@ -57,8 +57,8 @@ def describe(request: "Request") -> dict[str, Any]:
     job, planned = make_plan(request, cache_dir)
     plan = settle_plan(job, planned)
     finished = job.finished()
-    frames_left = plan.info.frames - sum(result.frames for result in finished.values())
-    seconds, basis = estimate_seconds(plan, compute, cache_dir)
+    missing = [segment for segment in plan.segments if segment.index not in finished]
+    seconds, basis = estimate_seconds(plan, missing, compute, cache_dir)
     geometry = plan.geometry
     return {
         "source": plan.source,
@@ -72,7 +72,7 @@ def describe(request: "Request") -> dict[str, Any]:
         "padded_size": [geometry.padded_width, geometry.padded_height],
         "segments": [[segment.start, segment.stop] for segment in plan.segments],
         "finished": sorted(finished),
-        "estimate_seconds": seconds * frames_left / plan.info.frames,
+        "estimate_seconds": seconds,
         "estimate_basis": basis,
         "memory": _memory(plan),
         "disk_bytes": bytes_needed(plan),

@@ -119,7 +119,7 @@ def _summary(report: "RunReport", elapsed: float) -> Table:
         ("job", report.job),
     ]
     rows += [("fallback", text) for text in report.fallbacks] + [("note", text) for text in report.notes]
-    rows += [("warning", text) for text in report.warnings]
+    rows += [("warning", text) for text in report.warnings if text not in report.notes]  # notes of a plan are both
     for name, value in rows:
         table.add_row(name, escape(value))
     return table

@@ -18,7 +18,7 @@ from flashvsr_core.layout import Planes, YuvLayout
 from tasks.media import codecs
 from tasks.media.codecs import CodecSpec, Container, Encoder
 from tasks.media.delivery import DELIVERIES, DeliveryName
-from tasks.media.encoder import SMALLEST_TIMESCALE, add_stream, probe_encoder, restamp, video_frame
+from tasks.media.encoder import SMALLEST_TIMESCALE, add_stream, coded_format, probe_encoder, restamp, video_frame
 from tasks.media.probe import VideoInfo
 from tasks.media.size import parse_target
 from tasks.media.source import file_url, open_source, os_reason, video_streams
@@ -144,7 +144,7 @@ def resolve(params: EncodeParams, info: VideoInfo, out_width: int, out_height: i
             f"{', '.join(sorted(spec.args))}"
         )
     if params.encoder != "software":
-        probe_encoder(spec.encoder)
+        probe_encoder(spec.encoder, pix_fmt, out_width, out_height)
     return replace(params, codec=codec, crf=crf, preset=preset, pix_fmt=pix_fmt)
 
 
@@ -285,8 +285,8 @@ def encode_segment(
         for planes in chunks:
             for picture in zip(*planes, strict=True):
                 frame = video_frame(picture, encode.pix_fmt, width, height)
-                if encode.encoder == "nvenc" and encode.pix_fmt == "yuv420p10le":
-                    frame = frame.reformat(format="p010le")
+                if coded_format(encode) != encode.pix_fmt:
+                    frame = frame.reformat(format=coded_format(encode))
                 frame.pts = frames
                 frame.time_base = 1 / rate
                 with writing(path):
@@ -296,8 +296,9 @@ def encode_segment(
             raise FlashvsrError(f"no frames came for segment {str(path)!r}; at least 1 is needed")
         with writing(path):
             packets += _mux(container, stream.encode(), packets, encode)
-    except BaseException:
-        _abandon(container)
+    except BaseException as error:  # also Ctrl-C: the file must not stay open, whoever called deletes it
+        error.add_note(f"while encoding segment {str(path)!r}, after {frames} frames")
+        _abandon(container, error)
         raise
     with writing(path):
         container.close()
@@ -354,9 +355,9 @@ def writing(path: str | Path) -> Iterator[None]:
         raise FlashvsrError(f"segment {name} cannot be encoded: {os_reason(error)}; see the log") from error
 
 
-def _abandon(container: av.container.OutputContainer) -> None:
-    """Close after an error; a second error of the same file would hide the first."""
+def _abandon(container: av.container.OutputContainer, cause: BaseException) -> None:
+    """Close after an error. What closing complains of in turn is told with the first error and does not hide it."""
     try:
         container.close()
     except av.FFmpegError as error:
-        error.add_note("while closing an unfinished segment")
+        cause.add_note(f"closing it failed as well: {os_reason(error)}")

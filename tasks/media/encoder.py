@@ -28,6 +28,8 @@ X265_DELAY = 2
 SMALLEST_TIMESCALE = 10_000  # ticks per second of segments: what ffmpeg would raise a smaller one to
 CARRIES_HDR10 = frozenset({"h264", "h265", "av1"})  # codecs whose own stream holds mastering display and light levels
 _TRIAL = (256, 144)  # pixels; NVENC refuses pictures narrower than about 150
+_TRIAL_FRAMES = 4
+NVENC_SUFFIX = "_nvenc"  # of libavcodec's names
 
 
 def add_stream(
@@ -44,8 +46,7 @@ def add_stream(
     stream = container.add_stream(spec.encoder, rate=rate)
     assert isinstance(stream, av.video.VideoStream)
     context = stream.codec_context
-    on_p010 = encode.encoder == "nvenc" and encode.pix_fmt == "yuv420p10le"
-    context.width, context.height, context.pix_fmt = width, height, "p010le" if on_p010 else encode.pix_fmt
+    context.width, context.height, context.pix_fmt = width, height, coded_format(encode)
     context.time_base = 1 / rate
     context.thread_count = encode.threads
     context.sample_aspect_ratio = sample_aspect_ratio(info, width, height)
@@ -91,7 +92,7 @@ def _plain_options(spec: codecs.CodecSpec, encode: "EncodeParams") -> dict[str, 
     if encode.codec == "vp9" and encode.bitrate is not None:
         # A constant rate: libvpx's variable one came out 31 % low over 10 s (tests/media/test_outputs.py).
         return rates | dict.fromkeys(("minrate", "maxrate"), str(encode.bitrate * 1000))
-    if spec.encoder.endswith("_nvenc"):
+    if spec.encoder.endswith(NVENC_SUFFIX):
         return {"rc": "vbr"}
     return rates
 
@@ -160,17 +161,31 @@ def video_frame(planes: Sequence[np.ndarray], pix_fmt: str, width: int, height: 
     return frame
 
 
+def coded_format(encode: "EncodeParams") -> str:
+    """The pixel format that the encoder is given: NVENC takes 10 bits only as P010."""
+    return _coded_format(encode.pix_fmt, encode.encoder == "nvenc")
+
+
+def _coded_format(pix_fmt: str, nvenc: bool) -> str:
+    return "p010le" if nvenc and pix_fmt == "yuv420p10le" else pix_fmt
+
+
 @lru_cache
-def probe_encoder(encoder: str) -> None:
-    """Encode a few grey frames; raises UserError with the reason where this machine cannot."""
+def probe_encoder(encoder: str, pix_fmt: str = "yuv420p", width: int = _TRIAL[0], height: int = _TRIAL[1]) -> None:
+    """Encode a few grey frames of this format and size in pixels; raises UserError with the reason where that fails.
+
+    An encoder that is there may still lack a format or a size: GPUs differ by generation.
+    """
+    coded = _coded_format(pix_fmt, encoder.endswith(NVENC_SUFFIX))
+    what = f"{encoder} with {pix_fmt} at {width}x{height}"
     try:
         context = av.CodecContext.create(encoder, "w")
         assert isinstance(context, av.video.codeccontext.VideoCodecContext)
-        context.width, context.height, context.pix_fmt = *_TRIAL, "yuv420p"
+        context.width, context.height, context.pix_fmt = width, height, coded
         context.time_base = Fraction(1, 25)
         size = 0
-        for number in range(4):
-            frame = av.VideoFrame(*_TRIAL, "yuv420p")
+        for number in range(_TRIAL_FRAMES):
+            frame = av.VideoFrame(width, height, coded)
             for plane in frame.planes:
                 np.frombuffer(memoryview(plane), np.uint8)[:] = 128
             frame.pts = number
@@ -178,8 +193,8 @@ def probe_encoder(encoder: str) -> None:
         size += sum(packet.size for packet in context.encode(None))
     except (av.FFmpegError, ValueError) as error:
         raise UserError(
-            f"{encoder} does not work on this machine ({os_reason(error)}): it needs an NVIDIA GPU with an encoder and "
-            "its driver; use --encoder software"
+            f"{what} does not work on this machine ({os_reason(error)}): it needs an NVIDIA GPU whose encoder can do "
+            "this, and its driver; use --encoder software"
         ) from error
     if not size:
-        raise UserError(f"{encoder} gave no data on this machine; use --encoder software")
+        raise UserError(f"{what} gave no data on this machine; use --encoder software")

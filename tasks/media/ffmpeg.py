@@ -3,9 +3,12 @@
 import logging
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
+import sys
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +20,12 @@ from flashvsr_core.errors import FlashvsrError, UserError
 
 logger = logging.getLogger(__name__)
 LAST_LINES = 8  # of ffmpeg's complaints that an error repeats
+MB = 1_000_000
+OUT_OF_MEMORY = ("Cannot allocate memory", "pthread_create() failed")  # what ffmpeg says without address space
+COPYING_MB = 4000  # address space of one run; copying takes a tenth, its threads' stacks included
+# Copying writes up to twice what it reads (the index is moved to the front); slow disks and busy machines write 5 MB/s.
+LEAST_SECONDS = 300.0
+BYTES_PER_SECOND = 2_000_000
 
 
 class FfmpegError(FlashvsrError):
@@ -51,15 +60,41 @@ def ffmpeg_version(program: str) -> str:
     return match.group(1) if match else "unknown"
 
 
-def run_ffmpeg(output: OutputStream, program: str | None = None) -> None:
-    """Run a command to its end. Its complaints go to the log, or into the error where it fails."""
+def seconds_for(*files: str | Path) -> float:
+    """How long copying these files into another may take."""
+    return LEAST_SECONDS + sum(os.path.getsize(file) for file in files) / BYTES_PER_SECOND
+
+
+def run_ffmpeg(
+    output: OutputStream, program: str | None = None, seconds: float | None = None, memory_mb: int | None = None
+) -> None:
+    """Run a command to its end. Its complaints go to the log, or into the error where it fails.
+
+    For files that strangers made: `memory_mb` bounds its address space (on Linux), after `seconds` it is ended.
+    """
     command = [program or find_ffmpeg(), "-nostdin", "-hide_banner", "-v", "warning", "-nostats"]
     command += [*ffmpeg.get_args(output), "-y"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    complaints = done.stderr.decode(errors="replace").strip().splitlines()
-    if done.returncode:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as child:
+        try:
+            if memory_mb is not None and sys.platform == "linux":
+                with suppress(ProcessLookupError):  # it may have ended already
+                    resource.prlimit(child.pid, resource.RLIMIT_AS, (memory_mb * MB, memory_mb * MB))
+            _, said = child.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise FfmpegError(
+                f"ffmpeg took longer than {seconds:.0f} s and was ended; the source may be damaged: copy it again, or "
+                f"convert it with ffmpeg where that is safe (command: {_shown(command)})"
+            ) from error
+        finally:
+            child.kill()
+    complaints = said.decode(errors="replace").strip().splitlines()
+    if child.returncode:
         reason = " | ".join(complaints[-LAST_LINES:]) or "no message"
-        raise FfmpegError(f"ffmpeg ended with status {done.returncode}: {reason} (command: {_shown(command)})")
+        if memory_mb is not None and any(sign in line for line in complaints for sign in OUT_OF_MEMORY):
+            reason += f"; it may take {memory_mb} MB, and the source may be damaged or made to do harm"
+        raise FfmpegError(f"ffmpeg ended with status {child.returncode}: {reason} (command: {_shown(command)})")
     for line in complaints:
         logger.debug("ffmpeg: %s", line)
 

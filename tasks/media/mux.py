@@ -21,10 +21,11 @@ from flashvsr_core.errors import FlashvsrError
 from tasks.media.codecs import MUXER
 from tasks.media.encode import EncodeParams, segment_format
 from tasks.media.encoder import SMALLEST_TIMESCALE
-from tasks.media.ffmpeg import run_ffmpeg
+from tasks.media.ffmpeg import COPYING_MB, run_ffmpeg, seconds_for
 from tasks.media.probe import StreamInfo, VideoInfo
 from tasks.media.source import FORMATS, PROTOCOLS, file_url, open_source, os_reason, video_streams
 from tasks.media.stills import PICTURES as PICTURES_ALONE
+from tasks.media.subtitles import cut_subtitles
 
 SEGMENTS = "concat,mov,matroska"  # demuxers of the list of segments and of what it names
 TEXT_SUBTITLES = {"subrip", "ass", "ssa", "webvtt", "mov_text", "text", "ttml"}
@@ -87,6 +88,10 @@ def merge(
     if frames != info.frames:
         raise FlashvsrError(f"the segments have {frames} frames, the video {info.frames}; segments are missing")
     carried = _carry(info, encode)
+    seconds = seconds_for(
+        *(path for path, _ in segments), *(() if info.container in PICTURES_ALONE else (source_path,))
+    )
+    bounds: Any = {"seconds": seconds, "memory_mb": COPYING_MB}
     with tempfile.TemporaryDirectory(prefix=".merge-", dir=Path(output_path).resolve().parent) as folder:
         listing = _write_list(Path(folder), segments, Fraction(*info.frame_rate))
         concat = {"format": "concat", "safe": "0", "protocol_whitelist": PROTOCOLS, "format_whitelist": SEGMENTS}
@@ -100,7 +105,9 @@ def merge(
             joined, timed = Path(folder, f"joined.{muxer}"), Path(folder, f"timed.{muxer}")
             plain = ffmpeg.input(str(listing), **concat)
             scales = {"movie_timescale": timescale, "video_track_timescale": timescale} if muxer != "webm" else {}
-            run_ffmpeg(ffmpeg.output(plain["v:0"], file_url(joined), format=muxer, c="copy", **scales), program)
+            run_ffmpeg(
+                ffmpeg.output(plain["v:0"], file_url(joined), format=muxer, c="copy", **scales), program, **bounds
+            )
             timescale = _vfr_timescale(info)
             _retime(joined, timed, info, timescale, muxer)
             picture = ffmpeg.input(
@@ -121,13 +128,13 @@ def merge(
             # With no stream to carry, a map that matches nothing keeps the source an input: its metadata is wanted.
             others = {index: source[str(index)] for index in carried.indices}
             if info.excerpt is not None:
-                others |= _trimmed_subtitles(source_path, info, encode, carried, Path(folder), program)
+                others |= _trimmed_subtitles(source_path, info, carried, Path(folder))
             covers = _loose_covers(source_path, info, carried, Path(folder))
             # The source comes first: metadata and chapters are those of input 1.
             streams += [stream for index, stream in others.items() if index not in covers] or [source["t:9999?"]]
             streams += covers.values()
             options |= {f"disposition:v:{number}": "attached_pic" for number in range(1, 1 + len(covers))}
-        run_ffmpeg(ffmpeg.output(*streams, file_url(output_path), **options), program)
+        run_ffmpeg(ffmpeg.output(*streams, file_url(output_path), **options), program, **bounds)
     return tuple(carried.notes)
 
 
@@ -142,26 +149,20 @@ def _excerpt(info: VideoInfo) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _trimmed_subtitles(
-    source_path: str | Path,
-    info: VideoInfo,
-    encode: EncodeParams,
-    carried: _Carried,
-    folder: Path,
-    program: str | None,
+    source_path: str | Path, info: VideoInfo, carried: _Carried, folder: Path
 ) -> dict[int, FilterableStream]:
-    """Subtitles that will be converted, trimmed beforehand: while converting, ffmpeg keeps those before the start and
-    moves all of them so that the first is at zero."""
-    cut, lasting = _excerpt(info)
-    found = {}
+    """Subtitles of a source that is trimmed, as files of their own: seeking leaves out what is on screen at the start,
+    and conversion in one go would keep everything before it and move all so that the first is at zero."""
+    assert info.excerpt is not None
+    files = {}
     for stream in info.streams:
-        if stream.kind != "subtitle" or stream.index not in carried.indices or stream.codec in holds(encode.container):
-            continue
-        kind = next(name for name in ("mkv", "mp4") if stream.codec in holds(name))
-        path = folder / f"subtitle{stream.index}.{kind}"
-        source = ffmpeg.input(file_url(source_path), protocol_whitelist=PROTOCOLS, format_whitelist=FORMATS, **cut)
-        run_ffmpeg(ffmpeg.output(source[str(stream.index)], file_url(path), c="copy", **lasting), program)
-        found[stream.index] = ffmpeg.input(file_url(path), protocol_whitelist=PROTOCOLS, format_whitelist=FORMATS)["0"]
-    return found
+        if stream.kind == "subtitle" and stream.index in carried.indices:
+            kind = next(name for name in ("mkv", "mp4") if stream.codec in holds(name))
+            files[stream.index] = (folder / f"subtitle{stream.index}.{kind}", MUXER[kind])
+    if files:
+        cut_subtitles(source_path, files, *info.excerpt)
+    plain = {"protocol_whitelist": PROTOCOLS, "format_whitelist": FORMATS}
+    return {index: ffmpeg.input(file_url(path), **plain)["0"] for index, (path, _) in files.items()}
 
 
 def _output_options(info: VideoInfo, encode: EncodeParams, timescale: int, carried: _Carried) -> dict[str, Any]:

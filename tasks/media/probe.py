@@ -24,8 +24,9 @@ from tasks.media.hdr import (
     mastering_display,
 )
 from tasks.media.limits import DEFAULT_LIMITS, Limits
+from tasks.media.packets import declared_duration, display_times, read_packets, truncation
 from tasks.media.source import bound_pixels, open_source, os_reason, video_streams
-from tasks.media.structure import cut_short, foreign_media, states_its_size
+from tasks.media.structure import foreign_media
 from tasks.media.tags import (
     COLORSPACES,
     MATRIX_OF_TAG,
@@ -40,13 +41,10 @@ from tasks.media.timestamps import LARGEST_RATE, Timestamps, average_rate, const
 
 FALLBACK_RATE = Fraction(25)  # of a single frame whose file names no rate
 DISPLAY_MATRIX = av.sidedata.sidedata.Type.DISPLAYMATRIX
-# Containers whose duration is a promise made before the data; missing packets show there.
-DECLARING = ("matroska", "flv", "asf")
 FIELD_ORDERS = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}  # AVFieldOrder: which field is shown first
 NO_FALLBACK = 5  # profile of Dolby Vision whose base picture is in a colour space of its own
 LOOK_FOR_FIELDS = 8  # frames decoded to see whether they say that they are interlaced
 HDR_TRANSFERS = ("smpte2084", "arib-std-b67")  # PQ and HLG
-DURATION_SLACK = 1.0  # seconds of a declared duration that need not be covered by packets
 
 
 @dataclass(frozen=True)
@@ -112,20 +110,6 @@ class VideoInfo:
         return self.color_trc in HDR_TRANSFERS
 
 
-@dataclass(frozen=True)
-class _Packets:
-    """What reading all packets of a file tells."""
-
-    pts: list[int]  # of decodable frames, in the order of the file; the decoding time where there is no other
-    dts: list[int]
-    timed: bool
-    reordered: int  # frames that may be decoded before one that is shown earlier
-    corrupt: list[int]  # which of them are not whole
-    end: float  # seconds, of the longest stream
-    audio_start: float | None  # seconds
-    error: str | None
-
-
 def probe(path: str | Path, allow_truncated: bool = False, limits: Limits = DEFAULT_LIMITS) -> VideoInfo:
     """Describe the video at `path`; raises BadInput naming the finding and the remedy.
 
@@ -138,8 +122,8 @@ def probe(path: str | Path, allow_truncated: bool = False, limits: Limits = DEFA
         limits.check_streams(name, len(container.streams))
         stream = _video_stream(name, container)
         limits.check_size(name, stream.codec_context.width, stream.codec_context.height)
-        packets = _read_packets(name, container, stream, limits)
-        declared = _declared_duration(path, container)
+        packets = read_packets(name, container, stream, limits)
+        declared = declared_duration(path, container)
         streams = tuple(_stream_info(s) for s in container.streams)
         chapters = len(container.chapters())
         start = (container.start_time or 0) / av.time_base
@@ -152,11 +136,11 @@ def probe(path: str | Path, allow_truncated: bool = False, limits: Limits = DEFA
         fields = ("colorspace", "color_range", "color_primaries", "color_trc")
         written = {field: int(getattr(stream.codec_context, field)) for field in fields}
         side_alpha = stream.codec_context.name in ("vp8", "vp9") and _tag(stream.metadata, "alpha_mode") == "1"
-    finding = _truncation(path, packets, declared)
+    finding = truncation(path, packets, declared)
     if not packets.pts:
         raise BadInput(f"{name} has a video stream without frames; give a file with at least one frame")
     frame, flagged = _first_frames(path, name, limits)
-    pts = _display_times(packets, frame, finding is not None)
+    pts = display_times(packets, frame, finding is not None)
     if not len(pts):
         raise BadInput(f"{name} has no frame that can be decoded; copy it again from where it came from")
     if finding and not allow_truncated:
@@ -237,95 +221,6 @@ def _video_stream(name: str, container: av.container.InputContainer) -> av.video
     if container.streams.audio:
         raise BadInput(f"{name} has sound and no video; give a file with moving pictures")
     raise BadInput(f"{name} has no video stream; give a file with moving pictures")
-
-
-def _read_packets(
-    name: str, container: av.container.InputContainer, video: av.video.VideoStream, limits: Limits
-) -> _Packets:
-    """Go through the whole file once. Packets an edit list hides, and invisible VP8 frames, are no frames."""
-    pts: list[int] = []
-    dts: list[int] = []
-    times_missing = False
-    corrupt: list[int] = []
-    end = Fraction(0)
-    audio_start: Fraction | None = None
-    audio = next((stream.index for stream in container.streams.audio), None)
-    error = None
-    hidden_vp8 = video.codec_context.name == "vp8"
-    try:
-        for packet in container.demux():
-            if not packet.size:  # flushes the decoder at the end; AVI also has empty ones for repeated frames
-                continue
-            time = packet.pts if packet.pts is not None else packet.dts
-            if time is not None and packet.time_base:
-                end = max(end, (time + (packet.duration or 0)) * packet.time_base)
-                if packet.stream_index == audio and audio_start is None and not packet.is_discard:
-                    audio_start = time * packet.time_base + _skipped(packet)
-            if packet.stream_index != video.index:
-                continue
-            if packet.is_discard or (hidden_vp8 and not bytes(packet)[0] & 0x10):
-                continue
-            times_missing |= packet.pts is None
-            pts.append(time if time is not None else len(pts))
-            dts.append(packet.dts if packet.dts is not None else pts[-1])
-            if packet.is_corrupt:
-                corrupt.append(len(pts) - 1)
-            limits.check_frames(name, len(pts))
-    except av.FFmpegError as problem:
-        error = os_reason(problem)
-    # AVI stores one time per packet in coding order: with reordered frames it is no presentation time.
-    reordered_avi = container.format.name == "avi" and video.codec_context.has_b_frames
-    timed = not times_missing and not reordered_avi and len(set(pts)) == len(pts)
-    first = (container.start_time or 0) / av.time_base
-    # What lies before the start of the programme (encoder priming behind an edit list) is not played.
-    sound = None if audio_start is None else max(0.0, float(audio_start) - first)
-    depth = video.codec_context.reorder_depth
-    return _Packets(pts if timed else dts, dts, timed, depth, corrupt, float(end) - first, sound, error)
-
-
-def _skipped(packet: av.Packet) -> Fraction:
-    """Seconds of a first packet that are not played: encoder priming, which Matroska stores before time 0."""
-    if not packet.has_sidedata("skip_samples"):
-        return Fraction(0)
-    samples = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
-    return Fraction(samples, packet.stream.codec_context.sample_rate or 1)
-
-
-def _declared_duration(path: str | Path, container: av.container.InputContainer) -> float | None:
-    """Seconds the header promises, where that is a promise and the container has no size field of its own."""
-    if container.duration is None or not any(name in container.format.name for name in DECLARING):
-        return None
-    if "matroska" in container.format.name and states_its_size(path):
-        return None
-    return container.duration / av.time_base
-
-
-def _truncation(path: str | Path, packets: _Packets, declared: float | None) -> str | None:
-    finding = cut_short(path)
-    if finding:
-        return finding
-    if packets.error:
-        return f"reading stops after {len(packets.pts)} frames ({packets.error})"
-    if declared is not None and packets.end < declared - DURATION_SLACK:
-        return f"its header says {declared:.1f} s, its packets end at {packets.end:.1f} s"
-    return None
-
-
-def _display_times(packets: _Packets, first: av.VideoFrame, truncated: bool) -> np.ndarray:
-    """Times of all frames a decoder gives, rising, in ticks."""
-    pts, dts = np.array(packets.pts, dtype=np.int64), np.array(packets.dts, dtype=np.int64)
-    if truncated:  # the last packet is there in part
-        pts, dts = np.delete(pts, packets.corrupt), np.delete(dts, packets.corrupt)
-    pts.sort()
-    if not packets.timed:
-        return pts[: max(1, len(pts) - packets.reordered)] if truncated else pts
-    if first.pts is not None:
-        # A recording that begins in the middle has packets before its first key frame: nothing decodes them.
-        pts = pts[pts >= first.pts]
-    if truncated and len(pts):
-        # What is shown after the last packet's decoding time belongs among packets that are gone.
-        pts = pts[pts <= max(dts.max(), pts[0])]
-    return pts
 
 
 def _first_frames(path: str | Path, name: str, limits: Limits) -> tuple[av.VideoFrame, bool]:

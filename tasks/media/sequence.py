@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,12 @@ from pathlib import Path
 from flashvsr_core.errors import BadInput
 
 IMAGES = ("png", "jpg", "jpeg", "tif", "tiff", "exr", "dpx", "webp", "bmp")
+# fmt: off
+VIDEOS = frozenset((
+    "3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "m2ts", "m2v", "m4v", "mkv", "mov", "mp4", "mpeg",
+    "mpg", "mts", "mxf", "nut", "ogm", "ogv", "ts", "vob", "webm", "wmv", "y4m",
+))
+# fmt: on
 WILDCARDS = frozenset("*?[")
 # The last number before the extension counts; what is around it must be the same in all names.
 NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>\d{1,18})(?P<after>\D*\.[^.]+)", re.DOTALL)
@@ -40,13 +47,20 @@ def find_images(path: str | Path) -> ImageSequence:
     folder, pattern = (path, None) if path.is_dir() else (path.parent, path.name)
     if not folder.is_dir():
         raise BadInput(f"{name} does not exist: {str(folder)!r} is no folder; check the path")
+    there = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    names, first = in_order(name, there, pattern)
+    return ImageSequence(tuple(folder / file for file in names), first)
+
+
+def in_order(name: str, there: Iterable[str], pattern: str | None = None) -> tuple[tuple[str, ...], int]:
+    """Of the files that are in a folder those that are the frames, in order, and the number of the first.
+
+    `name` is the sequence's in messages; with a `pattern` only files of such names count.
+    """
     found = [
-        entry.name
-        for entry in folder.iterdir()
-        if is_image(entry.name)
-        and not entry.name.startswith(".")
-        and (pattern is None or fnmatch.fnmatchcase(entry.name, pattern))
-        and entry.is_file()
+        file
+        for file in there
+        if is_image(file) and not file.startswith(".") and (pattern is None or fnmatch.fnmatchcase(file, pattern))
     ]
     if not found:
         what = "images" if pattern is None else "images with such names"
@@ -60,7 +74,7 @@ def find_images(path: str | Path) -> ImageSequence:
                 f"{name} has a gap: {missing} missing between {numbers[before]!r} and {numbers[after]!r}; add what is "
                 "missing, or give a pattern that ends before it"
             )
-    return ImageSequence(tuple(folder / numbers[number] for number in order), order[0])
+    return tuple(numbers[number] for number in order), order[0]
 
 
 def _numbered(name: str, names: list[str]) -> dict[int, str]:

@@ -3,19 +3,27 @@
 Whoever uses a file holds a shared lock on it, which ends with its process; only what nobody holds is removed.
 """
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from pathlib import Path
 
+from flashvsr_core.errors import TransientError
 from tasks.storage import local, urls
+from tasks.storage.listing import Entry
 
 log = logging.getLogger(__name__)
 
 GB = 1e9
+AT_ONCE = 8  # objects that are fetched at once
+FOLDER = ".images"  # ends the name of a folder with a fetched sequence
+COMPLETE = ".complete"  # file in it that says that all is there
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,32 @@ class SourceCache:
         finally:
             os.close(handle)
 
+    @contextmanager
+    def localised_all(self, entries: Sequence[Entry], identity: str, now: Callable[[], str]) -> Iterator[Path]:
+        """A local folder with the content of remote objects of one prefix under their own names, for a `with` block.
+
+        `identity` tells this content of them from any other, and `now()` says what it has become; what was fetched is
+        used again under the same. TransientError where the objects change while they are fetched.
+        """
+        label = hashlib.sha256(f"{_place(entries)}\n{identity}".encode(errors="surrogateescape")).hexdigest()
+        path = self.folder / f"{label[:32]}{FOLDER}"
+        handle = None
+        while handle is None:
+            path.mkdir(parents=True, exist_ok=True)
+            handle = _hold(path)  # another process may have removed it in between
+        try:
+            if not (path / COMPLETE).exists():
+                with local.locked(str(path.with_suffix(".lock"))):
+                    if not (path / COMPLETE).exists():
+                        self._make_room(sum(entry.size for entry in entries))
+                        _fetch_all(entries, path)
+                        if now() != identity:
+                            raise TransientError(f"{_place(entries)} changed while it was fetched; run again")
+                        (path / COMPLETE).touch()
+            yield path
+        finally:
+            os.close(handle)
+
     def _make_room(self, needed: int) -> None:
         """Remove files until `needed` bytes more fit, as far as nobody uses them; and what killed fetches left."""
         limit = int(self.limit_gb * GB)
@@ -50,6 +84,11 @@ class SourceCache:
                 total += size
                 if not local.TEMPORARY.fullmatch(name):
                     candidates.append((used, size, path))
+        for folder in self.folder.glob(f"*{FOLDER}"):
+            sizes = [size for size, _ in local.list_files(str(folder)).values()]
+            total += sum(sizes)
+            with suppress(FileNotFoundError):
+                candidates.append((folder.stat().st_mtime, sum(sizes), folder))
         for _, size, path in sorted(candidates):
             if total <= limit:
                 return
@@ -63,6 +102,18 @@ class SourceCache:
                 total / GB,
                 self.limit_gb,
             )
+
+
+def _place(entries: Sequence[Entry]) -> str:
+    return urls.parent(entries[0].url)
+
+
+def _fetch_all(entries: Sequence[Entry], folder: Path) -> None:
+    """Fetch objects into a folder; what an earlier attempt left may be of another content."""
+    for name in local.list_files(str(folder)):
+        (folder / name).unlink()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda entry: urls.fetch_into(entry.url, entry.size, folder), entries))
 
 
 def _hold(path: Path) -> int | None:
@@ -86,7 +137,13 @@ def _remove_unused(path: Path) -> bool:
         return True
     try:
         flock(handle, LOCK_EX | LOCK_NB)
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            # Renamed first: nobody may take what is half removed for whole.
+            gone = path.with_suffix(f".{os.getpid()}.gone")
+            path.rename(gone)
+            shutil.rmtree(gone)
+        else:
+            path.unlink(missing_ok=True)
     except BlockingIOError:
         return False
     finally:

@@ -62,6 +62,7 @@ class SegmentResult:
     attempts: int = 1  # times it was begun, by whatever process
     worker: str = ""  # host, process and device that made it
     started: float = 0.0  # seconds since 1970
+    encoder_wait: float = 0.0  # seconds of `seconds` that the model waited for the encoder
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop or self.frames != self.stop - self.start:
@@ -189,6 +190,7 @@ class Job:
         attempts: int = 1,
         worker: str = "",
         started: float = 0.0,
+        encoder_wait: float = 0.0,
     ) -> SegmentResult:
         """Store a finished segment, verified, and only then its record. Being killed in between costs a redo."""
         result = SegmentResult(
@@ -206,6 +208,7 @@ class Job:
             attempts=attempts,
             worker=worker,
             started=started,
+            encoder_wait=encoder_wait,
         )
         urls.remove(self.record_url(index), missing_ok=True)  # it speaks of data that is about to be replaced
         urls.publish(local_file, result.url, overwrite=True, sha256=result.sha256)

@@ -33,6 +33,14 @@ def entries(folder: str) -> list[Entry]:
         return sorted((entry for entry in found if not is_hidden(entry.name)), key=lambda entry: entry.name)
 
 
+def objects(folder: str) -> dict[str, Entry]:
+    """The objects of a remote prefix by name, none of those below it. FileNotFoundError where nothing is."""
+    protocol, path = urls.split(folder)
+    with explained("list", folder):
+        found = remote.list_objects(protocol, path)
+    return {name: _of_object(f"{urls.normalise(folder)}/{name}", name, object_) for name, object_ in found.items()}
+
+
 def look(folder: str, name: str) -> Entry | None:
     """The entry of one file, as `entries` gives it; None if it is not there."""
     url = urls.join(folder, name)

@@ -92,6 +92,11 @@ def list_files(protocol: str, key: str) -> dict[str, tuple[int, float]]:
     return {name: (int(found["size"]), _changed(found)) for name, found in _children(protocol, key, "file").items()}
 
 
+def list_objects(protocol: str, key: str) -> dict[str, dict[str, Any]]:
+    """What the store knows of each object in a prefix, by name."""
+    return _children(protocol, key, "file")
+
+
 def list_directories(protocol: str, key: str) -> list[str]:
     """Names of the prefixes in a prefix. Some stores go on listing one that was emptied."""
     return list(_children(protocol, key, "directory"))

@@ -311,6 +311,15 @@ def localise(url: str, cache_dir: Path, before_fetch: Callable[[int], None] | No
         return path
 
 
+def fetch_into(url: str, expected: int, folder: Path) -> None:
+    """Fetch an object of so many bytes into a local folder under its own name."""
+    path = folder / name(url)
+    with explained("fetch", url), local.staged(str(path)) as temporary:
+        _download(url, temporary)
+        local.compare(os.path.getsize(temporary), expected, "bytes", url)
+        local.settle(temporary, str(path), overwrite=True)
+
+
 def free_bytes(url: str) -> int | None:
     """Free space where `url` is or would be; None for remote stores."""
     protocol, path = split(url)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flashvsr_core.bench.inputs import random_tensor
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.modelfiles import locate, sha256_of
 from flashvsr_core.models.dit import Dit
@@ -70,7 +71,8 @@ def write_model(folder: Path) -> Registry:
     files: list[Role] = []
     for role, (module, dtype) in parts.items():
         tensors = {
-            key: _random(key, tuple(v.shape), generator).to(dtype).cpu() for key, v in module.state_dict().items()
+            key: random_tensor(key, tuple(v.shape), generator, CUDA).to(dtype).cpu()
+            for key, v in module.state_dict().items()
         }
         save_file(tensors, folder / file_name(role))
         files.append(role)
@@ -85,16 +87,6 @@ def write_model(folder: Path) -> Registry:
 def file_name(role: Role) -> str:
     """The published name of a part, as safetensors."""
     return Path(PUBLISHED.files_of("v1.1", role)[0].name).stem + ".safetensors"
-
-
-def _random(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    g = torch.randn(shape, generator=generator, device=CUDA)
-    owner, _, last = key.rpartition(".")
-    if last == "gamma" or (last == "weight" and "norm" in owner):
-        return 1 + 0.1 * g
-    if last == "bias":
-        return 0.1 * g
-    return g / (shape[-1] if last == "modulation" else max(1, g[0].numel())) ** 0.5
 
 
 def load(folder: Path, registry: Registry, model: str, mode: str) -> tuple[Upscaler, dict[str, float]]:

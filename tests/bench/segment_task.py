@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import torch
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
@@ -47,6 +48,16 @@ def write_clips(source: Path, folder: Path) -> None:
             target.mux(out.encode())
 
 
+def write_clip(target: Path, frames: np.ndarray) -> None:
+    """Frames T H W 3 uint8 as H.264 of visually lossless quality, 25 a second."""
+    with av.open(str(target), "w") as container:
+        out = container.add_stream("libx264", rate=25, options={"crf": "14", "preset": "veryfast"})
+        out.height, out.width, out.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(out.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(out.encode())
+
+
 def measure(clips: Path, target: Path) -> None:
     """Plan, load and make segments of each case; a first segment warms up, the second is the figure."""
     rows: list[dict[str, Any]] = []
@@ -56,14 +67,14 @@ def measure(clips: Path, target: Path) -> None:
         write_model(models)
         torch.cuda.empty_cache()
         for mode, size, frames in CASES:
-            rows.append(_case(Path(name), models, clips / f"{size}.mp4", mode, frames))
+            rows.append(case(Path(name), models, clips / f"{size}.mp4", mode, frames))
             print(rows[-1], flush=True)
             target.write_text(json.dumps(
                 {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, indent=1
             ))  # fmt: skip
 
 
-def _case(folder: Path, models: Path, clip: Path, mode: str, frames: int) -> dict[str, Any]:
+def case(folder: Path, models: Path, clip: Path, mode: str, frames: int) -> dict[str, Any]:
     compute = ComputeParams(models_dir=str(models))
     params = UpscaleParams(
         model="v1.1", mode=mode, scenes="off", allow_unknown_weights=True, lq_projection="causal"  # type: ignore[arg-type]

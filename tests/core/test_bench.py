@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flashvsr_core import bench
+from flashvsr_core.bench import fidelity as against
+from flashvsr_core.bench import speed
+from flashvsr_core.bench.inputs import random_weights
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import FlashvsrError
 from flashvsr_core.kernels.block_attention import BlockList
@@ -22,22 +24,27 @@ def weights() -> Weights:
     return formula_weights()
 
 
+def float32(weights: Weights) -> Upscaler:
+    return against.float32(weights, PARAMS, torch.device("cpu"))
+
+
 def test_measures_steps_and_stages(weights: Weights) -> None:
-    found = bench.measure(Upscaler.load(weights, PARAMS), 128, 256, steps=2, warmup=1)
+    found = speed.measure(Upscaler.load(weights, PARAMS), 128, 256, steps=2, warmup=1)
     assert found.steps == 2
     assert found.fps == pytest.approx(8e3 / found.step_ms)
     assert {"enlarge", "lq_proj", "mask", "attention", "dit_rest", "decoder", "color", "send"} <= set(found.stages_ms)
     # 2 windows, 2 heads, 2 layers: a step chooses at most 2 x 8 blocks in each.
     assert 0 < found.blocks <= 2 * 2 * 2 * 8
     assert found.tflop > 0
+    assert (found.selections, found.ties) == (3 * SMALL.dit.num_layers, 0)
 
 
 def test_float32_is_its_own_reference_and_half_precision_is_near(weights: Weights) -> None:
-    exact = bench.fidelity(Upscaler.load(weights, PARAMS), weights, 128, 256)
+    exact = against.fidelity(Upscaler.load(weights, PARAMS), float32(weights), 128, 256)
     assert exact.psnr_db == float("inf")
     # 33 frames take three steps: the last ones are emitted by a step of their own.
     assert (exact.flipped, exact.ties, exact.selections) == (0, 0, 3 * SMALL.dit.num_layers)
-    half = bench.fidelity(Upscaler.load(weights, replace(PARAMS, precision="bf16")), weights, 128, 256)
+    half = against.fidelity(Upscaler.load(weights, replace(PARAMS, precision="bf16")), float32(weights), 128, 256)
     assert 45 < half.psnr_db < 100
 
 
@@ -56,11 +63,13 @@ def test_a_selection_of_another_size_is_an_error(weights: Weights, monkeypatch: 
 
     monkeypatch.setattr(Upscaler, "sparsity", everything)
     with pytest.raises(FlashvsrError, match="bug in the block selection"):
-        bench.fidelity(upscaler, weights, 256, 256)
+        against.fidelity(upscaler, float32(weights), 256, 256)
+    with pytest.raises(FlashvsrError, match="bug in the block selection"):
+        speed.measure(upscaler, 256, 256, steps=2, warmup=1)
 
 
 def test_random_weights_have_the_models_keys() -> None:
-    drawn = bench.random_weights(SMALL, "tiny", torch.device("cpu"))
+    drawn = random_weights(SMALL, "tiny", torch.device("cpu"))
     expected = formula_weights()
     for part in ("dit", "lq_proj", "tcdecoder"):
         shapes = {key: value.shape for key, value in getattr(drawn, part).items()}

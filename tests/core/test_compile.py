@@ -12,11 +12,11 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from tests.core.test_compile import CASES
+from tests.core.test_compile import cases
 
 capability, dtype = int(sys.argv[1]), sys.argv[2]
-for name, (module, signature, constants, options) in CASES.items():
-    kernel = getattr(__import__(f"flashvsr_core.kernels.{module}", fromlist=["x"]), name)
+for name, (module, signature, constants, options) in cases(capability).items():
+    kernel = getattr(__import__(f"flashvsr_core.kernels.{module}", fromlist=["x"]), name.split()[0])
     types = {key: kind.replace("half", dtype) for key, kind in signature.items()}
     source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -47,11 +47,14 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]] 
                {"q": "*fp32", "k": "*fp32", "local": "*u8", "weights": "*fp32", "n": "i32", "query_windows": "i32",
                 "key_windows": "i32", "k_head": "i32", "scale": "fp32"},
                {"QUERIES": 16, "KEYS": 64, "DIM": 128}, {}),
-    "_threshold": ("block_mask_triton", {"weights": "*i32", "thresholds": "*i32", "entries": "i32", "rank": "i32"},
-                   {"CHUNK": 8192, "TOP": 28}, {"num_warps": 16}),
+    "_count_digits": ("block_mask_triton", {"weights": "*i32", "histograms": "*i32", "entries": "i32",
+                      "groups": "i32", "rank": "i32"},
+                      {"PASS": 3, "DIGIT": 8, "CHUNK": 2048}, {"num_warps": 8}),
     "_list_above": ("block_mask_triton",
                     {"weights": "*i32", "thresholds": "*i32", "counts": "*i32", "indices": "*i32", "n": "i32",
                      "windows": "i32"}, {"WIDTH": 512}, {}),
+    "_threshold": ("block_mask_triton",
+                   {"histograms": "*i32", "thresholds": "*i32", "groups": "i32", "rank": "i32"}, {"DIGIT": 8}, {}),
     "_list_blocks": ("block_attention_triton",
                      {"mask": "*u8", "counts": "*i32", "indices": "*i32", "windows": "i32"}, {"WIDTH": 512}, {}),
     "_order_rows": ("block_attention_triton", {"counts": "*i32", "order": "*i32", "windows": "i32"},
@@ -67,6 +70,30 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]] 
 }  # fmt: skip
 
 
+FROM_8_0 = {  # Triton multiplies int8 from here on; older GPUs are refused anyway
+    "_quantise": ("int8_attention_triton",
+                  {"x": "*half", "less": "*fp32", "out": "*i8", "scales": "*fp32"}
+                  | dict.fromkeys(("x_batch", "x_head", "heads", "windows"), "i32"),
+                  {"LESS": True, "BY_WINDOW": True, "TOKENS": 128, "DIM": 128, "LEVELS": 127}, {"num_warps": 8}),
+    "_attend int8": ("int8_attention_triton",
+                     {"q": "*i8", "k": "tensordesc<i8[128,128]>", "v": "tensordesc<half[128,128]>",
+                      "q_scales": "*fp32", "k_scales": "*fp32", "out": "*half", "counts": "*i32", "indices": "*i32",
+                      "order": "*i32"}
+                     | dict.fromkeys(("v_batch", "v_head", "heads", "query_windows", "key_windows"), "i32")
+                     | {"scale": "fp32"},
+                     {"TOKENS": 128, "KEYS": 128, "DIM": 128, "PRECISION": "ieee"},
+                     {"num_warps": 8, "num_stages": 2}),
+}  # fmt: skip
+FROM_8_9 = {  # fp8
+    "_quantise_rows": ("fp8_linear_triton", {"x": "*half", "out": "*fp8e4nv", "scales": "*fp32", "dim": "i32"},
+                       {"GELU": True, "LARGEST": 448.0, "WIDTH": 16384}, {"num_warps": 8}),
+}  # fmt: skip
+
+
+def cases(capability: int) -> dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]]:
+    return CASES | (FROM_8_0 if capability >= 80 else {}) | (FROM_8_9 if capability >= 89 else {})
+
+
 @pytest.mark.parametrize(
     ("capability", "dtype"), [(75, "fp16"), (80, "bf16"), (86, "bf16"), (89, "bf16"), (90, "bf16"), (120, "bf16")]
 )
@@ -78,4 +105,4 @@ def test_kernels_compile(capability: int, dtype: str, tmp_path: Path) -> None:
         env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == len(CASES)
+    assert len(done.stdout.splitlines()) == len(cases(capability))

@@ -14,6 +14,7 @@ from tasks.storage import listing
 from tasks.storage.lease import hold
 from tasks.storage.ledger import Ledger
 from tests.flows.clips import make_clip
+from tests.media.clips import run as ffmpeg
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -69,6 +70,21 @@ def test_what_is_done_stays_done_and_what_is_replaced_is_made_anew(inbox: Inbox,
     third = inbox.sweep()
     assert third.handed == ("deep/b.mp4",)
     assert probe(inbox.out / "deep" / "b_2x.mp4").frames == 9
+
+
+@pytest.mark.system
+def test_a_folder_of_images_is_done_once_and_anew_when_it_changes(inbox: Inbox) -> None:
+    frames = inbox.folder / "takes" / "one"
+    frames.mkdir(parents=True)
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=48x32:r=25:d=0.12", frames / "x%d.png")
+    inbox.put("film.mp4")
+    first = inbox.sweep(glob="takes/*/")
+    assert first.handed == ("takes/one/",)
+    assert probe(inbox.out / "takes" / "one_2x.mp4").frames == 3
+    assert (inbox.sweep(glob="takes/*/").handed, inbox.sweep(glob="takes/*/").done) == ((), 1)
+    (frames / "x4.png").write_bytes((frames / "x3.png").read_bytes())
+    assert inbox.sweep(glob="takes/*/").handed == ("takes/one/",)
+    assert probe(inbox.out / "takes" / "one_2x.mp4").frames == 4
 
 
 def test_a_file_that_fails_is_tried_so_often_and_no_more(inbox: Inbox) -> None:

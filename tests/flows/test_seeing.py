@@ -25,6 +25,7 @@ from tasks.events import (
     StageEntered,
     tell,
 )
+from tasks.forecast import Costs
 from tasks.progress import RunProgress, Snapshot
 from tasks.storage import urls
 from tasks.storage.jobs import Job
@@ -38,7 +39,9 @@ def happen() -> None:
     """A run in the middle of its third segment."""
     tell(StageEntered("plan"))
     ranges = ((0, 16), (16, 32), (32, 48), (48, 64), (64, 80))
-    planned = JobPlanned("/s/film-0123456789abcdef", 80, 5, 1, ranges, 8, 1.0, EVIL, "/o.mp4", (("scale", "4"),))
+    planned = JobPlanned(
+        "/s/film-0123456789abcdef", 80, 5, 1, ranges, 8, Costs(tail=1.0), EVIL, "/o.mp4", (("scale", "4"),)
+    )
     tell(planned, "80 frames in 5 segments, 1 of them finished before")
     tell(SegmentReused(0, 16))
     tell(StageEntered("segments"))

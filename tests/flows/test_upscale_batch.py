@@ -11,10 +11,13 @@ from flashvsr_core.upscaler import Upscaler
 from flows import settings
 from flows.upscale_batch import BatchFailed, BatchReport, artifact_key, upscale_batch
 from flows.upscale_video import upscale_video
+from tasks.folder import Folder
 from tasks.media.encode import EncodeParams
 from tasks.media.probe import probe
+from tasks.storage.listing import Entry
 from tasks.storage.roots import OutsideRoots, Roots
 from tests.flows.clips import make_clip
+from tests.media.clips import run as ffmpeg
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -103,6 +106,69 @@ def test_named_files_globs_and_replaced_sources(clip: bytes, tmp_path: Path, opt
         upscale_batch(str(folder), str(out), files=["../other.mp4"], **options)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="lie under the output root"):
         upscale_batch(str(folder), str(tmp_path), **options)  # type: ignore[arg-type]
+
+
+def shots(folder: Path, *names: str) -> Path:
+    """Folders of three numbered images each."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        ffmpeg("-f", "lavfi", "-i", "testsrc2=s=48x32:r=25:d=0.12", folder / name / "x%d.png")
+    return folder
+
+
+@pytest.mark.system  # three runs
+def test_folders_of_images_are_members_where_the_glob_says_so(
+    clip: bytes, tmp_path: Path, options: dict[str, object]
+) -> None:
+    source, out = fill(tmp_path / "in", clip, "film.mp4"), tmp_path / "out"
+    shots(source, "a", "deep/b.v1")
+    report = upscale_batch(str(source), str(out), glob="*/", **options)  # type: ignore[arg-type]
+    assert {file.source: file.status for file in report.files} == {
+        f"{source}/a/": "done",
+        f"{source}/deep/b.v1/": "done",
+    }
+    made = [probe(out / "a_2x.mp4"), probe(out / "deep" / "b.v1_2x.mp4")]
+    assert [(info.width, info.frames) for info in made] == [(96, 3), (96, 3)]
+    images = {**options, "encode": EncodeParams(container="png")}
+    report = upscale_batch(str(source), str(out), glob="deep/*/", **images)  # type: ignore[arg-type]
+    assert [file.status for file in report.files] == ["done"]
+    assert sorted(p.name for p in (out / "deep" / "b.v1_2x").glob("*.png")) == [f"00000{n}.png" for n in (1, 2, 3)]
+    again = upscale_batch(str(source), str(out), files=["deep/b.v1"], **images)  # type: ignore[arg-type]
+    assert [file.status for file in again.files] == ["already done"]
+
+
+def test_a_folder_of_images_is_one_source(tmp_path: Path) -> None:
+    source = shots(tmp_path / "in", "a", "b", "made", "empty")
+    for image in (source / "empty").iterdir():
+        image.unlink()
+    (source / "made" / "images.manifest.json").write_text("{}")
+    place = Folder(str(source), str(tmp_path / "out"), 2, "mp4")
+    chosen, skipped = place.choose("*/")
+    assert [(entry.name, entry.url) for entry in chosen] == [("a/", f"{source}/a"), ("b/", f"{source}/b")]
+    assert [(s.source, "manifest" in s.reason) for s in skipped] == [(f"{source}/made", True)]
+    assert place.choose(None) == ([], [])
+    assert place.pick(["a", "b/", "empty"]) == ([*chosen, "empty"], [])
+    before = chosen[0]
+    (source / "a" / "x4.png").write_bytes((source / "a" / "x3.png").read_bytes())
+    (entry,), _ = place.pick(["a"])
+    assert isinstance(entry, Entry)
+    assert (entry.version != before.version, entry.size > before.size) == (True, True)
+
+
+def test_a_sequence_may_not_hold_links_out_of_the_roots(
+    tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, secret = tmp_path / "in", tmp_path / "secret"
+    for folder in (inside / "frames", secret):
+        folder.mkdir(parents=True)
+        ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=0.12", folder / "x%d.png")
+    (inside / "frames" / "x2.png").unlink()
+    (inside / "frames" / "x2.png").symlink_to(secret / "x2.png")
+    monkeypatch.setenv(settings.ROOTS, f"{inside}")
+    monkeypatch.setenv(settings.WORK, str(options["compute"].work_dir))  # type: ignore[attr-defined]
+    for source in (inside / "frames", inside / "frames" / "x*.png"):
+        with pytest.raises(OutsideRoots, match=r"x2\.png is outside of the roots"):
+            upscale_video.fn(str(source), str(inside / "o.mp4"), **options)  # type: ignore[arg-type]
 
 
 def test_places_outside_of_the_roots_are_refused(

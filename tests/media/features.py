@@ -1,5 +1,6 @@
 """What the table of features and containers in docs/media.md is made of: sources that have one thing each to lose."""
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import av
 
-from tests.media.clips import numbered, run
+from tests.media.clips import HEIGHT, WIDTH, numbered, run
 
 CONTAINERS = ("mp4", "mkv", "mov", "webm")
 X264 = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p")
@@ -93,6 +94,40 @@ def _subtitles(codec: str, name: str) -> Callable[[Path], Path]:
         inputs = (*numbered(1), "-i", folder / "en.srt")
         run(*inputs, "-map", "0", "-map", "1", *X264, "-c:s", codec, "-metadata:s:s:0", "language=ger", folder / name)
         return folder / name
+
+    return make
+
+
+def _pgs_segment(kind: int, seconds: float, *fields: bytes) -> bytes:
+    body = b"".join(fields)
+    return b"PG" + struct.pack(">IIBH", int(seconds * 90_000), 0, kind, len(body)) + body
+
+
+def pgs(path: Path, stop: float = 0.6) -> Path:
+    """A Blu-ray subtitle stream (no encoder of ffmpeg makes any): a white bar of 32x8 pixels until `stop` (s)."""
+    start = 0.0
+    window = struct.pack(">BBHHHH", 1, 0, 16, 40, 32, 8)
+    lines = bytes([0, 0x80 | 32, 1, 0, 0]) * 8  # each a run of 32 pixels in colour 1, and the line's end
+    shown = struct.pack(">HHBHBBBBHBBHH", WIDTH, HEIGHT, 0x10, 0, 0x80, 0, 0, 1, 0, 0, 0, 16, 40)
+    gone = struct.pack(">HHBHBBBB", WIDTH, HEIGHT, 0x10, 1, 0, 0, 0, 0)
+    picture = (struct.pack(">HBB", 0, 0, 0xC0), (len(lines) + 4).to_bytes(3, "big"), struct.pack(">HH", 32, 8), lines)
+    path.write_bytes(
+        _pgs_segment(0x16, start, shown) + _pgs_segment(0x17, start, window)
+        + _pgs_segment(0x14, start, bytes([0, 0, 1, 235, 128, 128, 255])) + _pgs_segment(0x15, start, *picture)
+        + _pgs_segment(0x80, start)
+        + _pgs_segment(0x16, stop, gone) + _pgs_segment(0x17, stop, window) + _pgs_segment(0x80, stop)
+    )  # fmt: skip
+    return path
+
+
+def _bitmap_subtitles(codec: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        inputs = (*numbered(1), "-i", pgs(folder / "a.sup"), "-map", "0", "-map", "1")
+        run(*inputs, *X264, "-c:s", codec, "-metadata:s:s:0", "language=ger", folder / "made.mkv")
+        # Converted from PGS, where nothing says when a picture goes, the first would last for 49 days.
+        lasting = () if codec == "copy" else ("-bsf:s", "setts=duration=0.6/TB,noise=drop='gt(n,0)'")
+        run("-i", folder / "made.mkv", "-map", "0", "-c", "copy", *lasting, folder / "bitmaps.mkv")
+        return folder / "bitmaps.mkv"
 
     return make
 
@@ -207,6 +242,9 @@ FEATURES = (
     Feature("SubRip subtitles", _subtitles("srt", "srt.mkv"), ("-> mov_text", "kept", "-> mov_text", "-> webvtt")),
     Feature("ASS subtitles", _subtitles("ass", "ass.mkv"), ("-> mov_text", "kept", "-> mov_text", "-> webvtt")),
     Feature("mov_text subtitles", _subtitles("mov_text", "text.mp4"), ("kept", "-> subrip", "kept", "-> webvtt")),
+    Feature("PGS subtitles (Blu-ray)", _bitmap_subtitles("copy"), ("left out", "kept", "left out", "left out")),
+    Feature("DVD subtitles", _bitmap_subtitles("dvdsub"), ("kept", "kept", "left out", "left out")),
+    Feature("DVB subtitles", _bitmap_subtitles("dvbsub"), ("left out", "kept", "left out", "left out")),
     Feature("chapters and titles", _chapters, ("kept", "kept", "kept", "kept")),
     Feature("attached fonts", _font, ("left out", "kept", "left out", "left out")),
     Feature("cover art", _cover, ("kept", "kept", "left out", "left out")),

@@ -219,8 +219,9 @@ def test_fault_of_the_frames_passes_through_and_closes_the_file(info, tmp_path):
         yield from picture(info, encode, 8, 64, 48)[1]
         raise RuntimeError("the model failed")
 
-    with pytest.raises(RuntimeError, match="the model failed"):
+    with pytest.raises(RuntimeError, match="the model failed") as caught:
         encode_segment(frames(), tmp_path / "a.tmp", info, encode, 64, 48)
+    assert caught.value.__notes__ == [f"while encoding segment {str(tmp_path / 'a.tmp')!r}, after 8 frames"]
     assert not any(
         os.path.realpath(f"/proc/self/fd/{number}") == str(tmp_path / "a.tmp") for number in os.listdir("/proc/self/fd")
     )

@@ -53,3 +53,13 @@ def test_complaints_are_logged(tmp_path, caplog):
     with caplog.at_level(logging.DEBUG, logger="tasks.media.ffmpeg"):
         run_ffmpeg(command)
     assert (tmp_path / "out.mp4").stat().st_size > 0
+
+
+def test_a_run_is_bounded_in_time_and_memory():
+    """As a stranger's file could have it: endless, or hungry."""
+    endless = ffmpeg.output(ffmpeg.input("testsrc2=s=64x64", f="lavfi", readrate=1), "-", format="null")
+    with pytest.raises(FfmpegError, match=r"longer than 1 s and was ended.*command: ffmpeg"):
+        run_ffmpeg(endless, seconds=1)
+    hungry = ffmpeg.output(ffmpeg.input("color=s=12000x12000:d=1", f="lavfi"), "-", format="null")
+    with pytest.raises(FfmpegError, match=r"may take 400 MB.*made to do harm"):
+        run_ffmpeg(hungry, memory_mb=400)

@@ -15,7 +15,7 @@ from tasks.media.probe import probe
 from tasks.plan import Request, make_plan, plan_job
 from tests.media.clips import copy_through, run
 from tests.media.features import HDR_TAGS, MASTERING
-from tests.media.reader import side_data
+from tests.media.reader import picture, side_data
 from tests.tasks.enlarging import COMPUTE, PARAMS, enlarged
 
 PQ = "format=yuv420p10le,setparams=color_primaries=bt2020:color_trc=smpte2084:colorspace=bt2020nc:range=tv"
@@ -138,20 +138,34 @@ def test_dolby_vision_is_dropped_with_a_note_and_profile_5_refused(tmp_path: Pat
     assert dolby_vision_profile(hdr10(tmp_path / "none.mp4")) is None
 
 
-LEVELS = (64, 80, 200, 400, 512, 573, 700, 800, 900, 940)  # PQ code values: black, dim, ..., 203, ... 10000 cd/m2
+LEVELS = (64, 80, 200, 400, 512, 573, 700, 800, 900, 940)  # code values: black, dim, ..., nominal peak
+# In PQ 573 is 203 cd/m2 and 940 is 10000; in HLG 721 is 203 and 940 is 1000 (on a display of 1000 cd/m2).
+HLG = PQ.replace("smpte2084", "arib-std-b67")
 
 
-@pytest.mark.parametrize(("codec", "container", "limit"), [("ffv1", "mkv", 1), ("h265", "mp4", 2), ("av1", "mkv", 3)])
-def test_pq_levels_come_out_as_they_went_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, container: str, limit: int
+@pytest.mark.parametrize(
+    ("form", "codec", "container", "limit"),
+    [
+        (PQ, "ffv1", "mkv", 1),
+        (PQ, "h265", "mp4", 2),
+        (PQ, "av1", "mkv", 3),
+        (HLG, "ffv1", "mkv", 1),
+        (HLG, "h265", "mp4", 2),
+    ],
+    ids=["pq-ffv1", "pq-h265", "pq-av1", "hlg-ffv1", "hlg-h265"],
+)
+def test_hdr_levels_come_out_as_they_went_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, codec: str, container: str, limit: int
 ) -> None:
-    """Error in PQ code values of 10 bits, over the middle of flat fields, through all of the pipeline but the model."""
+    """Error in code values of 10 bits, over the middle of flat fields, through all of the pipeline but the model."""
     steps = "+".join(f"eq(floor(X/32),{i})*{level}" for i, level in enumerate(LEVELS))
     source = tmp_path / "in.mkv"
-    chain = f"color=gray:s={32 * len(LEVELS)}x64:r=25:d=0.2,{PQ},geq=lum='{steps}':cb=512:cr=512"
+    chain = f"color=gray:s={32 * len(LEVELS)}x64:r=25:d=0.2,{form},geq=lum='{steps}':cb=512:cr=512"
     run("-f", "lavfi", "-i", chain, "-c:v", "ffv1", source)
     output = tmp_path / f"out.{container}"
-    enlarged(monkeypatch, source, output, EncodeParams(codec=codec))  # type: ignore[arg-type]
+    plan, _ = enlarged(monkeypatch, source, output, EncodeParams(codec=codec))  # type: ignore[arg-type]
+    assert plan.info.is_hdr
+    assert picture(output)["color_transfer"] == form.partition("color_trc=")[2].partition(":")[0]
     run("-i", output, "-map", "0:v", "-f", "rawvideo", "-pix_fmt", "yuv420p10le", tmp_path / "raw")
     width, height = 64 * len(LEVELS), 128
     frames = np.fromfile(tmp_path / "raw", "<u2").reshape(5, -1)[:, : width * height].reshape(5, height, width)

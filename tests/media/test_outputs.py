@@ -1,6 +1,7 @@
 """Choices of the output: each changes it, each wrong one is refused with what would do."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import UserError
+from flows.cli.doctor import doctor
 from tasks.media.codecs import NVENC, SOFTWARE
 from tasks.media.decode import read_frames
 from tasks.media.delivery import DELIVERIES
 from tasks.media.encode import EncodeParams, check_segment, encode_segment, layout_of, resolve
-from tasks.media.encoder import probe_encoder
+from tasks.media.encoder import coded_format, probe_encoder
 from tasks.media.probe import VideoInfo, probe
 from tasks.media.size import sample_aspect_ratio, target_pixels
 from tasks.plan import Request, make_plan
@@ -170,12 +172,67 @@ def test_auto_follows_container_depth_and_hdr(info: VideoInfo) -> None:
 def test_nvenc_is_tried_and_refused_where_it_does_not_work(info: VideoInfo) -> None:
     """This machine has no GPU: whatever PyAV was built with, a test encode says so."""
     for codec in NVENC:
-        with pytest.raises(UserError, match=r"nvenc does not work on this machine \(.+\).*--encoder software"):
+        with pytest.raises(UserError, match=r"nvenc with yuv420p at 320x192 does not work.*\(.+\).*--encoder software"):
             resolve(EncodeParams(codec=codec, encoder="nvenc"), replace(info), 320, 192)  # type: ignore[arg-type]
 
 
-def test_a_test_encode_passes_where_the_encoder_works() -> None:
-    probe_encoder("libx264")
+@pytest.mark.parametrize(
+    ("encoder", "pix_fmt", "size", "message"),
+    [
+        ("libx264", "yuv420p", (256, 144), None),
+        ("libx264", "yuv420p10le", (320, 192), None),
+        ("libsvtav1", "yuv444p", (320, 192), "libsvtav1 with yuv444p at 320x192 does not work"),  # 4:2:0 only
+        ("libsvtav1", "yuv420p", (20_000, 64), "libsvtav1 with yuv420p at 20000x64 does not work"),
+        ("no_such_encoder", "yuv420p", (256, 144), "no_such_encoder with yuv420p at 256x144 does not work"),
+    ],
+)
+def test_a_test_encode_is_of_the_format_and_size_that_is_wanted(
+    encoder: str, pix_fmt: str, size: tuple[int, int], message: str | None
+) -> None:
+    """With encoders that are here: one that works, and those that are there and cannot do what is asked."""
+    if message is None:
+        probe_encoder(encoder, pix_fmt, *size)
+        return
+    with pytest.raises(UserError, match=rf"{message}.*use --encoder software"):
+        probe_encoder(encoder, pix_fmt, *size)
+
+
+def test_an_encoder_that_passes_its_test_is_used(
+    info: VideoInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No GPU lent to this project has NVENC: x264 stands in its place, all the rest is the way of --encoder nvenc."""
+    stand_in = replace(NVENC["h264"], encoder="libx264", crf_option="crf", presets=SOFTWARE["h264"].presets, options={})
+    monkeypatch.setitem(NVENC, "h264", stand_in)
+    encode = resolve(EncodeParams(codec="h264", encoder="nvenc", preset="fast"), info, 320, 192)
+    assert (encode.encoder, encode.crf, encode.pix_fmt) == ("nvenc", NVENC["h264"].crf[0], "yuv420p")  # type: ignore[index]
+    frames = np.random.default_rng(0).integers(0, 255, (10, 192, 320, 3), np.uint8)
+    encode_segment(planes_of([frames], info, encode), tmp_path / "a.mp4", info, encode, 320, 192)
+    check_segment(tmp_path / "a.mp4", 10, 320, 192)
+    assert picture(tmp_path / "a.mp4")["codec_name"] == "h264"
+    assert coded_format(replace(encode, codec="h265", pix_fmt="yuv420p10le")) == "p010le"
+    doctor(as_json=True)
+    (found,) = (f for f in json.loads(capsys.readouterr().out) if f["what"] == "nvenc")
+    assert (found["state"], found["found"]) == ("ok", "h264 (a test encode worked)")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("codec", NVENC)
+def test_nvenc_makes_what_its_test_promises(info: VideoInfo, tmp_path: Path, codec: str) -> None:
+    """Where the GPU has no encoder (H100 and H200 have none), or not for this format, it is refused beforehand."""
+    for pix_fmt in NVENC[codec].pix_fmts:
+        refusal = ""
+        try:
+            encode = resolve(EncodeParams(codec=codec, encoder="nvenc", pix_fmt=pix_fmt), info, 320, 192)  # type: ignore[arg-type]
+        except UserError as error:
+            refusal = str(error)
+        if refusal:
+            assert f"nvenc with {pix_fmt} at 320x192 does not work on this machine" in refusal
+            continue
+        frames = np.random.default_rng(0).integers(0, 255, (40, 192, 320, 3), np.uint8)
+        path = tmp_path / f"{pix_fmt}.mp4"
+        encode_segment(planes_of([frames], info, encode), path, info, encode, 320, 192)
+        check_segment(path, 40, 320, 192)
+        assert picture(path)["pix_fmt"] == pix_fmt
 
 
 @pytest.mark.parametrize(

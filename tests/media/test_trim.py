@@ -1,5 +1,6 @@
 """Trimmed videos: the frames asked for, with the sound, subtitles and chapters that belong to them, in sync."""
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +16,10 @@ from tasks.media.encode import EncodeParams, encode_segment, resolve
 from tasks.media.mux import merge
 from tasks.media.probe import VideoInfo, probe
 from tasks.media.timecode import later
-from tasks.media.trim import Trim, frame_range, trimmed
+from tasks.media.trim import Trim, frame_range, parse_seconds, trimmed
 from tests.media import reader
 from tests.media.clips import numbered, numbers, planes_of, run
+from tests.media.features import pgs
 
 FAST = EncodeParams(codec="h264", preset="ultrafast", threads=1)
 
@@ -227,4 +229,65 @@ def test_subtitles_and_chapters_are_those_of_the_part(beats: Path, tmp_path: Pat
     assert [start for _, start, _ in chapters] == pytest.approx([0, 1.48, 3.48], abs=0.002)
     assert chapters[-1][2] == pytest.approx(3.68, abs=0.002)
     assert {n: texts[n] for n in (3, 4, 5)} == pytest.approx({n: n + 0.1 - 2.52 for n in (3, 4, 5)}, abs=0.002)
-    assert not set(texts) - {3, 4, 5, 6}
+    assert not set(texts) - {2, 3, 4, 5, 6}
+    assert texts[2] == 0  # on screen from 2.1 to 2.9: shown from the start
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Subtitles that overlap, one of them for long; two languages; and Blu-ray's pictures."""
+    folder = tmp_path_factory.mktemp("talk")
+    (folder / "s.srt").write_text(
+        "1\n00:00:00,500 --> 00:00:03,500\nlong\n\n2\n00:00:00,600 --> 00:00:01,000\nover\n\n"
+        "3\n00:00:01,900 --> 00:00:02,100\nshort\n\n4\n00:00:04,000 --> 00:00:05,900\nlast\n"
+    )
+    pictures = pgs(folder / "a.sup", 3.0)
+    run(
+        *numbered(6), "-i", folder / "s.srt", "-i", folder / "s.srt", "-i", pictures, *("-map", "0", "-map", "1"),
+        *("-map", "2", "-map", "3", "-c:v", "libx264", "-c:s:0", "srt", "-c:s:1", "ass", "-c:s:2", "copy"),
+        *("-metadata:s:s:0", "language=eng", "-metadata:s:s:0", "title=Talk", "-metadata:s:s:1", "language=ger"),
+        *("-disposition:s:0", "0", "-disposition:s:1", "default+forced"), folder / "talk.mkv",
+    )  # fmt: skip
+    # QuickTime has one text at a time.
+    (folder / "one.srt").write_text(
+        "1\n00:00:00,500 --> 00:00:03,500\nlong\n\n2\n00:00:04,000 --> 00:00:05,900\nlast\n"
+    )
+    text = ("-i", folder / "one.srt", "-map", "0:v", "-map", "1", "-c", "copy", "-c:s", "mov_text")
+    run("-i", folder / "talk.mkv", *text, folder / "talk.mp4")
+    return folder
+
+
+def shown(path: Path, number: int) -> list[tuple[float, float, str]]:
+    """From when to when (seconds) each text is on screen, as ffmpeg writes it down."""
+    listing = path.with_suffix(f".{number}.srt")
+    run("-i", path, "-map", f"0:s:{number}", listing)
+    found = []
+    for block in listing.read_text().strip().split("\n\n"):
+        _, times, text = block.split("\n", 2)
+        begin, end = (float(parse_seconds(time.replace(",", "."))) for time in times.split(" --> "))
+        found.append((begin, end, re.sub("<[^>]*>|{[^}]*}", "", text)))
+    return found
+
+
+@pytest.mark.parametrize("source", ["talk.mkv", "talk.mp4"])
+@pytest.mark.parametrize("container", ["mp4", "mkv", "mov"])
+def test_what_is_on_screen_where_a_part_begins_stays(talk: Path, tmp_path: Path, source: str, container: str) -> None:
+    output = tmp_path / f"out.{container}"
+    cut(talk / source, output, Trim(start="2", end="5"), container)
+    for number in range(2 if source == "talk.mkv" else 1):
+        texts = sorted(shown(output, number))
+        if source == "talk.mp4":
+            assert texts == [(0, 1.5, "long"), (2, 3, "last")]
+        elif container == "mkv":
+            assert texts == [(0, 0.1, "short"), (0, 1.5, "long"), (2, 3, "last")]
+        else:  # which have one text at a time
+            assert (texts[0][0], texts[-1]) == (0, (2, 3, "last"))
+    if source == "talk.mkv":
+        first, second, *_ = reader.streams(output, "subtitle")
+        assert [reader.tags(s)["language"] for s in (first, second)] == ["eng", "ger"]
+        assert (first["disposition"]["default"], second["disposition"]["default"]) == (0, 1)
+        assert second["disposition"]["forced"] == (container != "mov")  # which cannot say it
+        if container == "mkv":
+            assert reader.tags(first)["title"] == "Talk"
+            assert reader.times(output, "s:2") == [0, 1]  # the picture, and that it goes
+            assert reader.packet_hashes(output, "s:2") == reader.packet_hashes(talk / source, "s:2")

@@ -24,12 +24,8 @@ from tests.tasks.conftest import Made, job_in, made  # noqa: F401 - fixtures
 pytestmark = pytest.mark.system
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Pages whose commands have a test of their own, which runs them on a server, S3 or prepared weights.
-ELSEWHERE = {
-    "deployments.md": "test_deploy.py",
-    "models.md": "test_weights.py",
-    "notifications.md": "test_notifications.py",
-}
+# Pages whose commands have a test of their own, which runs them on a server; it knows them by a word behind `sh`.
+ELSEWHERE = {"deployments.md": "test_commands.py", "notifications.md": "test_notifications.py"}
 UNTESTED = re.compile(r"# not tested here: \w+")
 SHELL = ("", "sh", "bash")
 # Commands of a page that show alternatives: each finds the store as it was at first, and no outputs.
@@ -54,7 +50,13 @@ def test_what_is_not_run_says_so(page: Path) -> None:
             for name in re.findall(r"tests/\S+?\.py", text.partition("\n")[0]):
                 assert (ROOT / name).exists(), f"{page.name} names {name}, which does not exist ({match[0]})"
     if page.name in ELSEWHERE:
-        assert list(ROOT.rglob(f"tests/**/{ELSEWHERE[page.name]}")), page.name
+        test = (ROOT / "tests" / "system" / ELSEWHERE[page.name]).read_text()
+        assert page.name in test
+        for info, text in re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+            language, _, word = info.partition(" ")
+            if language in SHELL and not UNTESTED.match(text):
+                assert word, f"{page.name}: nobody runs {text!r}"
+                assert word in test, f"{ELSEWHERE[page.name]} does not look for blocks marked {word!r}"
 
 
 @pytest.mark.parametrize(

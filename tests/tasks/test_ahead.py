@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks.ahead import Ahead
+from tasks.ahead import Ahead, Stalled
 
 
 def test_items_come_in_order() -> None:
@@ -55,3 +55,20 @@ def test_a_reader_that_leaves_ends_the_source() -> None:
     with Ahead(source(), 1, "endless") as numbers:
         assert next(iter(numbers)) == 0
     assert closed.is_set()
+
+
+def test_a_source_that_stands_still_is_left_behind() -> None:
+    """As a decoder in an endless loop: nothing can end its thread, but the reader goes on."""
+    for_ever = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 1
+        for_ever.wait(60)
+        yield 2
+
+    with Ahead(source(), 2, "hanging", patience=0.05, first_patience=30) as numbers:
+        items = iter(numbers)
+        assert next(items) == 1
+        with pytest.raises(Stalled, match="hanging: nothing came within 0 s"):
+            next(items)
+    for_ever.set()

@@ -1,5 +1,6 @@
 """Progress counted from events; time left on runs whose end is known."""
 
+import itertools
 import logging
 
 import pytest
@@ -15,6 +16,7 @@ from tasks.events import (
     SegmentStarted,
     StageEntered,
 )
+from tasks.forecast import NOTHING_KNOWN, Costs, Steps, latents
 from tasks.progress import RunProgress, Snapshot
 
 
@@ -31,11 +33,11 @@ class Run:
         record.event = event
         self.progress.emit(record)
 
-    def plan(self, segments: int, frames: int = 32, tail: float = 0.0, preroll: int = 24) -> None:
+    def plan(self, segments: int, frames: int = 32, costs: Costs = NOTHING_KNOWN, preroll: int = 24) -> None:
         ranges = tuple((i * frames, (i + 1) * frames) for i in range(segments))
         self.tell(StageEntered("plan"))
         self.tell(
-            JobPlanned("/store/job", segments * frames, segments, 0, ranges, preroll, tail, "/in.mp4", "/out.mp4")
+            JobPlanned("/store/job", segments * frames, segments, 0, ranges, preroll, costs, "/in.mp4", "/out.mp4")
         )
         self.tell(StageEntered("segments"))
 
@@ -76,48 +78,112 @@ def test_warnings_are_kept() -> None:
     assert run.see().warnings == ("slow disk",)
 
 
+LATENT = 0.5  # seconds
+
+
+def stream(start: int, stop: int, preroll: int, cuts: tuple[int, ...] = ()) -> list[tuple[float, int]]:
+    """What the model's stream emits of [start, stop): seconds since it began, and frames."""
+    shots = [max(0, start - preroll), *cuts, stop + 4]
+    shots = [cut for cut in shots if cut >= max((c for c in shots if c <= start), default=0)]
+    made, took = [], 0.0
+    for opening, end in itertools.pairwise(shots):
+        position = low = opening // 8 * 8
+        low = max(start, opening)
+        while position < min(end, stop):
+            first = position == opening // 8 * 8
+            took += LATENT * (6 if first else 2)
+            position += 21 if first else 8
+            high = min(position, end, stop)
+            if high > low:
+                made.append((took, high - low))
+                low = high
+    return made
+
+
+def play(run: Run, segments: int, frames: int, preroll: int, devices: int = 1, load: float = 0.0,
+         cuts: tuple[int, ...] = (), tail: float = 10.0) -> list[tuple[float, Snapshot]]:  # fmt: skip
+    """A whole run; returns after every event how long it then really took to the end, and what was seen."""
+    happenings: list[tuple[float, Event]] = []
+    free = [100.0] * devices
+    for index in range(segments):
+        device = free.index(min(free))
+        at = free[device]
+        start, stop = index * frames, (index + 1) * frames
+        happenings.append((at, SegmentStarted(index, frames, "GPU", f"host/1/cuda:{device}")))
+        at += load if index < devices else 0.0
+        steps = Steps(start, stop)
+        for took, count in stream(start, stop, preroll, cuts):
+            happenings.append((at + took, FramesDone(index, count, 0, *steps.add(count))))
+        free[device] = happenings[-1][0]
+        # The next segment begins while this one is being closed.
+        happenings.append((free[device] + 0.3, SegmentComputed(index, frames, free[device] - at)))
+    end = max(free) + tail
+    seen = []
+    for at, event in sorted(happenings, key=lambda h: h[0]):
+        run.tell(event, at=at)
+        seen.append((end - at, run.see()))
+    return seen
+
+
+def assert_right(seen: list[tuple[float, Snapshot]], least: int) -> None:
+    checked = [(left, now.left) for left, now in seen if now.share >= 0.1 and left > 5]
+    assert len(checked) >= least
+    for left, said in checked:
+        assert said == pytest.approx(left, rel=0.2)
+
+
 @pytest.mark.parametrize("devices", [1, 2, 3])
 @pytest.mark.parametrize("load", [0.0, 40.0])
 def test_time_left_after_the_first_tenth(devices: int, load: float) -> None:
-    """Segments of 128 frames, 1 s a step of 8, 4 s of pre-roll each; the first of each device loads the model."""
     run = Run()
-    run.plan(24, 128, tail=10.0, preroll=24)
-    happenings: list[tuple[float, Event]] = []
-    free = [100.0] * devices
-    for index in range(24):
-        device = free.index(min(free))
-        at = free[device]
-        happenings.append((at, SegmentStarted(index, 128)))
-        at += 4.0 + (load if index < devices else 0.0)
-        for _ in range(16):
-            at += 1.0
-            happenings.append((at, FramesDone(index, 8)))
-        happenings.append((at, SegmentComputed(index, 128, at)))
-        free[device] = at
-    end = max(free) + 10.0
-    checked = 0
-    for at, event in sorted(happenings, key=lambda h: h[0]):
-        run.tell(event, at=at)
-        seen = run.see()
-        if seen.share >= 0.1 and end - at > 15:
-            assert seen.left == pytest.approx(end - at, rel=0.2)
-            checked += 1
-    assert checked > 50
+    run.plan(24, 128, costs=Costs(tail=10.0), preroll=24)
+    assert_right(play(run, 24, 128, 24, devices, load), least=300)
 
 
 def test_time_left_where_the_last_step_of_a_segment_is_short() -> None:
-    """16 frames come as 13 after 2 s and 3 after 1 s more: three frames of the last step cost as much as eight."""
+    """Pre-roll of 8: 16 frames come as 13 and 3, and three frames of the last step cost as much as eight."""
     run = Run()
-    run.plan(40, 16, tail=1.0, preroll=8)
-    end = 100.0 + 40 * 3.0 + 1.0
-    for index in range(40):
-        at = 100.0 + 3.0 * index
-        run.tell(SegmentStarted(index, 16), at=at)
-        run.tell(FramesDone(index, 13), at=at + 2.0)
-        run.tell(FramesDone(index, 3), at=at + 3.0)
-        run.tell(SegmentComputed(index, 16, 3.0))
-        if 0.1 <= run.see().share < 0.9:
-            assert run.see().left == pytest.approx(end - run.now, rel=0.2)
+    run.plan(40, 16, costs=Costs(tail=1.0), preroll=8)
+    assert_right(play(run, 40, 16, 8, tail=1.0), least=60)
+
+
+def test_time_left_of_one_segment_whose_scenes_are_short() -> None:
+    """Every cut begins another stream, whose first step takes three times as long."""
+    run = Run()
+    run.plan(1, 384, costs=Costs(tail=1.0), preroll=32)
+    assert_right(play(run, 1, 384, 32, load=5.0, cuts=tuple(range(28, 384, 36)), tail=1.0), least=30)
+
+
+def test_time_left_while_the_last_segment_is_closed() -> None:
+    run = Run()
+    run.plan(1, 45, costs=Costs(tail=8.0))
+    run.tell(SegmentStarted(0, 45, "GPU", "host/1/cuda:0"))
+    run.tell(FramesDone(0, 45), at=110.0)
+    run.now = 112.0
+    assert run.see().left == pytest.approx(6.0)
+    run.tell(SegmentComputed(0, 45, 12.0), at=113.0)
+    run.tell(StageEntered("merge"), at=114.0)
+    assert (run.see().left, run.see().tail) == (pytest.approx(4.0), pytest.approx(4.0))
+
+
+def test_what_earlier_runs_cost_is_told_from_the_start() -> None:
+    run = Run()
+    run.plan(2, 45, costs=Costs(LATENT, 7.0, 3.0), preroll=0)
+    work = 2 * latents(0, 45, 0) * LATENT
+    assert run.see().left == pytest.approx(work + 7.0 + 3.0, rel=0.1)
+    for _, now in play(run, 2, 45, 0, load=7.0, tail=3.0):
+        assert now.measured is None or now.measured.latent == pytest.approx(LATENT)
+        assert now.measured is None or now.measured.start == pytest.approx(7.0, abs=0.5)
+
+
+@pytest.mark.parametrize("cuts", [(), (30,), (28, 64, 66), (29,), (45,)])
+def test_steps_and_cuts_are_known_from_what_comes(cuts: tuple[int, ...]) -> None:
+    steps, made, found = Steps(0, 96), 0, 0
+    emitted = stream(0, 96, 0, cuts)
+    for _, count in emitted:
+        latent, cut = steps.add(count)
+        made, found = made + latent, found + cut
+    assert (made * LATENT, found) == (pytest.approx(emitted[-1][0] - 6 * LATENT), len(cuts))
 
 
 def test_no_time_left_before_anything_was_computed() -> None:

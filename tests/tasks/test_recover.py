@@ -1,5 +1,6 @@
 """Recovery: whole, in part, without the source; nothing is published that is not verified."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.flows.clips import digests
 from tests.media.clips import run
 from tests.tasks.conftest import Made
 from tests.tasks.enlarging import enlarged
+from tests.tasks.test_images import made as made_of_images
 
 JobIn = Callable[..., Job]
 
@@ -180,3 +182,53 @@ def test_segments_of_every_codec_are_merged_without_a_plan(
 def test_a_container_that_does_not_hold_the_codec_is_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"webm does not hold h264; choose an output ending in .mp4, .mkv, .mov"):
         recover(made.job, str(tmp_path / "out.webm"), made.cache_dir)
+
+
+def image_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Job, list[Path]]:
+    """A job of 20 PNG images, numbered from 100, in segments of 8 that are all finished; and what it would publish."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    run("-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=0.8", "-start_number", "100", folder / "x%d.png")
+    _, files = made_of_images(monkeypatch, folder, tmp_path / "made" / "y_%d.png")
+    return Job.of(str(next((tmp_path / "made" / "work" / "store").iterdir())), SEGMENT_SUFFIX), files
+
+
+def test_images_are_recovered_under_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, wanted = image_job(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match=r"hold png images.*do not become mp4.*x_%06d.png"):
+        recover(job, str(tmp_path / "out.mp4"), tmp_path / "cache")
+    with pytest.raises(UserError, match=r"is one image and the source has 20 frames"):
+        recover(job, str(tmp_path / "out.png"), tmp_path / "cache")
+    found = recover(job, str(tmp_path / "out" / "z_%04d.png"), tmp_path / "cache", verify="full")
+    assert (found.whole, found.video_only, found.frames, found.gaps) == (True, False, 20, ())
+    assert found.output.url == str(tmp_path / "out" / "z.manifest.json")
+    assert [p.read_bytes() for p in sorted((tmp_path / "out").glob("*.png"))] == [p.read_bytes() for p in wanted]
+    assert urls.read_json(str(tmp_path / "out" / "z.report.json"))["frames"] == 20
+    with pytest.raises(UserError, match=r"z.manifest.json exists.*--force"):
+        recover(job, str(tmp_path / "out" / "z_%04d.png"), tmp_path / "cache")
+    (tmp_path / "out" / "z.manifest.json").unlink()
+    with pytest.raises(UserError, match=r"z_0100.png exists.*--force"):
+        recover(job, str(tmp_path / "out" / "z_%04d.png"), tmp_path / "cache")
+
+
+def test_a_part_of_images_keeps_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, wanted = image_job(monkeypatch, tmp_path)
+    urls.remove(job.record_url(0))
+    shutil.rmtree(tmp_path / "frames")  # images carry nothing of their source
+    found = recover(job, str(tmp_path / "out"), tmp_path / "cache", partial=True)  # a folder
+    assert (found.whole, found.segments, found.gaps, found.video_only) == (False, (1, 2), ((0, 8),), False)
+    names = [f"{number:06d}.png" for number in range(108, 120)]
+    assert [p.name for p in sorted((tmp_path / "out").glob("*.png"))] == names
+    assert [(tmp_path / "out" / name).read_bytes() for name in names] == [p.read_bytes() for p in wanted[8:]]
+    manifest = urls.read_json(str(tmp_path / "out" / "images.manifest.json"))
+    assert [(image["frame"], image["time"]) for image in manifest["images"]][:2] == [(8, 0.32), (9, 0.36)]
+    assert urls.read_json(str(tmp_path / "out" / "images.recovery.json"))["frames"] == 12
+    assert not (tmp_path / "out" / "images.report.json").exists()
+
+
+def test_images_are_recovered_without_their_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, wanted = image_job(monkeypatch, tmp_path)
+    urls.remove(job.plan_url)
+    found = recover(job, str(tmp_path / "out" / "%d.png"), tmp_path / "cache", source=str(tmp_path / "frames"))
+    assert (found.whole, found.frames) == (True, 20)
+    assert [(tmp_path / "out" / f"{n}.png").read_bytes() for n in range(100, 120)] == [p.read_bytes() for p in wanted]

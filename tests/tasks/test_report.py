@@ -127,3 +127,33 @@ def test_what_cannot_be_measured_is_a_note(made: Made, tmp_path: Path) -> None:
     look = look_at(tmp_path / "no.mp4", made.source, made.plan, 1.0)
     assert look == Look(notes=look.notes)
     assert "quality was not measured" in look.notes[0]
+
+
+def test_the_page_says_what_to_look_at(made_report: RunReport) -> None:
+    found = json.loads(json.dumps(made_report.to_json()))
+    found["quality"] |= {"stability": 1.0, "color_drift": 0.5}
+    for join in found["quality"]["joins"]:
+        join["excess"] = 0.0
+    assert "Nothing stands out" in html.page(found, ())
+    found["quality"] |= {"stability": 1.4, "color_drift": 3.5}
+    found["quality"]["joins"][0] |= {"excess": 0.7, "cut": False}
+    text = html.page(found, ())
+    for doubt in ("stability 1.40", "worst join +0.70", "colour drift 3.50"):
+        assert f"<b>look closer:</b> {doubt}" in text
+    assert "Nothing stands out" not in text
+    assert "<td>None</td>" not in text
+
+
+def test_an_encoder_that_holds_the_model_up_is_told(made: Made, tmp_path: Path) -> None:
+    results = tuple(replace(r, seconds=10.0, encoder_wait=2.0) for r in made.job.finished().values())
+    output = OutputFile(str(tmp_path / "out.mp4"), 10, "0" * 64)
+
+    def notes(computed: set[int], *found: SegmentResult) -> str:
+        made_now = make_report.fn(made.job, made.plan, output, found, frozenset(computed), 9.0, ())
+        page = urls.read_bytes(report.page_beside(output.url)).decode()
+        assert all(note in page for note in made_now.notes)
+        return " ".join(made_now.notes)
+
+    assert "waited 4.0 of 20.0 s for the encoder; a faster --preset" in notes({0, 1}, *results)
+    assert "encoder" not in notes(set(), *results)  # what an earlier run waited is no news
+    assert "encoder" not in notes({0}, replace(results[0], encoder_wait=0.5), *results[1:])

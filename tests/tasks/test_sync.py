@@ -1,6 +1,8 @@
 """Sound and picture together over many segments: flashes and beeps at known times, looked for in the finished file."""
 
 import subprocess
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,10 @@ FAST = EncodeParams(preset="ultrafast", crf=20, threads=1)
 def flashing(path: Path, minutes: float) -> Path:
     """A frame of white every 240 frames, and a beep that begins with it; 16x16 pixels, 23.976 fps."""
     seconds = minutes * 60
-    white = f"geq=lum='if(eq(mod(N,{EVERY}),0),235,16)':cb=128:cr=128"
+    white = f"drawbox=c=white:t=fill:enable='not(mod(n,{EVERY}))'"
     picture = f"color=black:s=16x16:r={RATE}:d={seconds},format=yuv420p,{white}"
     period = EVERY * FRAME
-    beep = f"aevalsrc='if(lt(mod(t,{period:.9f}),0.1),0.8*sin(2*PI*1000*t),0)':s=48000:d={seconds}"
+    beep = f"aevalsrc='if(lt(mod(t,{period:.9f}),0.1),0.8*sin(2*PI*1000*t),0)':s=16000:d={seconds},aresample=48000"
     streams = ("-c:v", "libx264", "-preset", "ultrafast", "-bf", "2", "-c:a", "aac", "-b:a", "96k")
     run("-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", beep, *streams, path)
     return path
@@ -63,6 +65,13 @@ def beeps(path: Path) -> np.ndarray:
     return begins / SAMPLES
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]:
+    """`flashing`, once for each length."""
+    folder = tmp_path_factory.mktemp("flashing")
+    return lru_cache(lambda minutes: flashing(folder / f"{minutes}.mp4", minutes))
+
+
 @pytest.mark.parametrize(
     ("minutes", "suffix"),
     [
@@ -76,10 +85,14 @@ def beeps(path: Path) -> np.ndarray:
     ],
 )
 def test_sound_and_picture_stay_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: int, suffix: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    made: Callable[[float], Path],
+    minutes: int,
+    suffix: str,
 ) -> None:
     """Within half a frame, from the first flash to the last; 60 minutes are 170 segments of 512 frames."""
-    source, output = flashing(tmp_path / "in.mp4", minutes), tmp_path / f"out.{suffix}"
+    source, output = made(minutes), tmp_path / f"out.{suffix}"
     plan, _ = enlarged(monkeypatch, source, output, FAST, segment_frames=128 if minutes == 1 else 512)
     assert len(plan.segments) >= 11 * minutes if minutes == 1 else len(plan.segments) >= 2.8 * minutes
     seen, heard = flashes(output), beeps(output)

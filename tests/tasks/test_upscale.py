@@ -1,14 +1,24 @@
 """The segment task's own decisions: what is tried again, and under which key Prefect caches a result."""
 
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from prefect.states import Failed
 
+from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import AlreadyRunning, BadInput, FlashvsrError, TransientError, UserError
 from flashvsr_core.segments import SegmentPlan
+from tasks import upscale
 from tasks.storage.jobs import Job
 from tasks.upscale import SegmentKey, is_transient, upscale_segment
+from tests.media.clips import run
+from tests.tasks.conftest import Made
+from tests.tasks.enlarging import enlarged
 
 
 @pytest.mark.parametrize("error", [TransientError("x"), AlreadyRunning("x"), ConnectionError("x"), TimeoutError("x")])
@@ -41,3 +51,32 @@ def test_the_cache_key_is_that_of_the_job_and_the_frames() -> None:
     assert base != key("b" * 16, SegmentPlan(0, 0, 16))
     assert base != key("a" * 16, SegmentPlan(0, 0, 24))
     assert "/" not in str(base)
+
+
+def test_a_decoder_that_stands_still_is_a_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for_ever = threading.Event()
+    real = upscale.read_frames
+
+    def stuck(*arguments: Any, **options: Any) -> Iterator[np.ndarray]:
+        yield next(real(*arguments, **options))
+        for_ever.wait(60)
+
+    monkeypatch.setattr(upscale, "read_frames", stuck)
+    monkeypatch.setattr(upscale, "_PATIENCE", 2.0)
+    run("-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=1", "-c:v", "libx264", tmp_path / "in.mp4")
+    with pytest.raises(BadInput, match=r"in\.mp4 cannot be decoded in time.*within 2 s.*copy it again"):
+        enlarged(monkeypatch, tmp_path / "in.mp4", tmp_path / "out.mp4")
+    for_ever.set()
+
+
+@pytest.mark.parametrize("own", [None, "/operators/choice"])
+def test_compiled_kernels_are_kept_in_the_work_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: Made, own: str | None
+) -> None:
+    """Where Triton looks, asked of Triton itself, after a segment was asked for."""
+    knobs = pytest.importorskip("triton").knobs
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    if own is not None:
+        monkeypatch.setenv("TRITON_CACHE_DIR", own)
+    upscale_segment.fn(made.job, made.plan.segments[0], ComputeParams(devices="cpu"), tmp_path)
+    assert knobs.cache.dir == (own or str(tmp_path / "triton"))

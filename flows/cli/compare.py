@@ -1,0 +1,38 @@
+"""`flashvsr compare`: a finished output against the true video."""
+
+import json
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flashvsr_core.config import ComputeParams
+from flows import settings
+from flows.cli import options
+
+
+def compare(
+    output: Annotated[str, Parameter(help="A finished video (path or fsspec URL).")],
+    /,
+    *,
+    reference: Annotated[str, Parameter(help="The true video, of OUTPUT's size and number of frames.")],
+    work_dir: options.WorkDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Score OUTPUT against a ground truth: PSNR, SSIM, VMAF. The report beside OUTPUT takes the numbers up."""
+    from tasks.compare import compare_output
+    from tasks.report import page_beside
+
+    compute = settings.with_environment(ComputeParams(work_dir=work_dir))
+    found = compare_output(output, reference, options.cache_dir(compute))
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    table = Table(box=None, show_header=False)
+    for name, value in found.numbers.items():
+        table.add_row(name.upper(), f"{value:.4g}{' dB' if name == 'psnr' else ''}")
+    table.add_row("frames", str(found.frames))
+    table.add_row("report", escape(page_beside(found.output) if found.report else f"not changed: {found.note}"))
+    Console().print(table)

@@ -1,0 +1,75 @@
+"""fp8 layers: the kernel that rounds against its reference, the layer and the model against half and full precision."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flashvsr_core.bench.fidelity import fidelity
+from flashvsr_core.bench.probe import Probe
+from flashvsr_core.config import FAST_DB, UpscaleParams
+from flashvsr_core.kernels.fp8_linear import Fp8Linear, linear_torch, multiply, multiply_torch, quantise_rows_torch
+from flashvsr_core.kernels.int8_attention import attend_int8_torch
+from flashvsr_core.upscaler import Upscaler
+from tests.core import triton_here
+from tests.core.formula import draw, formula_weights, relative_error
+
+DEVICE = triton_here.DEVICE
+
+
+@pytest.mark.parametrize("gelu", [True, False])
+@pytest.mark.parametrize("dim", [16, 130, 1000])
+def test_rows_are_rounded_as_in_the_reference(gelu: bool, dim: int) -> None:
+    x = draw("fp8", (7, dim)).to(DEVICE) * torch.logspace(-3, 3, 7, device=DEVICE)[:, None]
+    x[3] = 0
+    values, scales = triton_here.module("fp8_linear_triton").quantise_rows(x, gelu)
+    expected, by = quantise_rows_torch(x, gelu)
+    assert relative_error(scales, by) < 1e-5
+    restored, exact = (v.float() * s[:, None] for v, s in ((values, scales), (expected, by)))
+    wide = F.gelu(x, approximate="tanh") if gelu else x
+    assert torch.isfinite(restored).all()
+    # A GPU rounds to the nearest, as PyTorch does; Triton's interpreter cuts off.
+    assert relative_error(restored, exact) < (5e-3 if DEVICE.type == "cuda" else 0.08)
+    assert relative_error(restored, wide) < (0.04 if DEVICE.type == "cuda" else 0.1)
+    assert relative_error(exact, wide) < 0.04  # 3 bits of mantissa: at most 1/16 of each number
+
+
+def test_a_layer_is_near_its_half_precision() -> None:
+    x, weight, bias = draw("x", (2, 40, 256)), draw("w", (96, 256)) / 16, draw("b", (96,))
+    layer = Fp8Linear.of(weight, bias)
+    assert layer.weight.dtype == torch.float8_e4m3fn
+    assert relative_error(linear_torch(x, layer), F.linear(x, weight, bias)) < 0.04
+    assert relative_error(linear_torch(x, layer, gelu=True), F.linear(F.gelu(x), weight, bias)) < 0.04
+
+
+def test_the_scaled_product_of_pytorch_is_the_reference() -> None:
+    """As it is called for GPUs; PyTorch has it for CPUs too."""
+    x, weight, bias = draw("x", (40, 256)), draw("w", (96, 256)) / 16, draw("b", (96,)).bfloat16()
+    layer = Fp8Linear.of(weight, bias)
+    rows = quantise_rows_torch(x, gelu=False)
+    found = multiply(*rows, layer)
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found, multiply_torch(*rows, layer)) < 5e-3
+
+
+@pytest.mark.gpu
+def test_the_scaled_product_of_the_gpu() -> None:
+    from flashvsr_core.kernels.fp8_linear_triton import linear
+
+    shapes = {"x": (2, 256, 512), "w": (768, 512), "b": (768,)}
+    x, weight, bias = (draw(name, shape).to("cuda", torch.bfloat16) for name, shape in shapes.items())
+    layer = Fp8Linear.of(weight, bias)
+    expected = multiply_torch(*quantise_rows_torch(x.flatten(0, 1), gelu=True), layer)
+    assert relative_error(linear(x, layer, gelu=True).flatten(0, 1), expected) < 5e-3
+
+
+def test_fast_stays_near_exact() -> None:
+    """The gate of profile fast, on formula weights and in plain PyTorch: int8 attention and fp8 layers."""
+    weights = formula_weights()
+    params = UpscaleParams(scale=4, color_fix="none", preroll=0, local_range=3, scenes="off")
+    exact, fast = (Upscaler.load(weights, params) for _ in range(2))
+    fast.net.dit.quantise(linear_torch)
+    rounded = Probe(fast, None, lambda sparsity: replace(sparsity, attend=attend_int8_torch))
+    found = fidelity(rounded, exact, 128, 256)
+    assert FAST_DB < found.psnr_db < 90  # and something was rounded; measured 76

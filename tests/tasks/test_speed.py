@@ -1,0 +1,38 @@
+"""What a machine remembers of its speed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks.forecast import Costs
+from tasks.speed import estimate_seconds, expected_costs, remember_costs
+from tests.tasks.conftest import COMPUTE, Made, made  # noqa: F401 - a fixture
+
+
+def test_costs_are_remembered_and_the_newest_weigh_most(made: Made, tmp_path: Path) -> None:  # noqa: F811
+    before = expected_costs(made.plan, COMPUTE, tmp_path)
+    assert (before.latent, before.start) == (None, None)
+    assert before.tail >= 2.0
+    remember_costs(made.plan, COMPUTE, Costs(0.5, 4.0, 3.0), tmp_path)
+    assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(0.5), 4.0, pytest.approx(3.0))
+    remember_costs(made.plan, COMPUTE, Costs(1.5, 4.0, 5.0), tmp_path)
+    assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(1.0), 4.0, pytest.approx(4.0))
+    remember_costs(made.plan, COMPUTE, Costs(), tmp_path)  # nothing was computed
+    assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(1.0), 4.0, pytest.approx(4.0))
+
+
+def test_the_estimate_counts_the_steps_of_what_is_missing(made: Made, tmp_path: Path) -> None:  # noqa: F811
+    remember_costs(made.plan, COMPUTE, Costs(0.5), tmp_path)
+    # Pre-roll 8: [0, 16) is one step; [16, 32) and [32, 40) stream 24 and 16 frames: 8 and 6 latent frames.
+    seconds, basis = estimate_seconds(made.plan, made.plan.segments, COMPUTE, tmp_path)
+    assert seconds == pytest.approx(0.5 * (6 + 8 + 6))
+    assert "on this machine" in basis
+    assert estimate_seconds(made.plan, made.plan.segments[2:], COMPUTE, tmp_path)[0] == pytest.approx(0.5 * 6)
+
+
+def test_a_memory_of_another_version_is_forgotten(made: Made, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "speeds.json").write_text(json.dumps({"nano tiny fp32 sparse cpu": 3.0, "tail": 12.0}))
+    assert expected_costs(made.plan, COMPUTE, tmp_path).latent is None
+    remember_costs(made.plan, COMPUTE, Costs(0.5), tmp_path)
+    assert expected_costs(made.plan, COMPUTE, tmp_path).latent == pytest.approx(0.5)
