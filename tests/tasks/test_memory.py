@@ -92,7 +92,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_segment_that_does_not_fit_is_made_in_tiles_and_later_ones_begin_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = make_clip(tmp_path / "wide.mp4", 16, "160x64")
+    source = make_clip(tmp_path / "wide.mp4", 16, "320x64")
     job, plan = planned(source, tmp_path)
     job.write_plan(plan.to_json())
     tried = broken(monkeypatch)
@@ -109,7 +109,7 @@ def test_a_segment_that_does_not_fit_is_made_in_tiles_and_later_ones_begin_so(
 
 
 def test_on_oom_fail_forbids_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = make_clip(tmp_path / "wide.mp4", 8, "160x64")
+    source = make_clip(tmp_path / "wide.mp4", 8, "320x64")
     job, plan = planned(source, tmp_path)
     job.write_plan(plan.to_json())
     tried = broken(monkeypatch)
