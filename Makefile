@@ -20,6 +20,9 @@ demo: $(STAMP)
 # Two processes, and every file in one of them: many tests wait for servers, and fixtures are made once per file.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rs
 
+# Two processes with as many threads as cores each: OpenMP's threads must not spin while they wait for one another.
+test test-system: export OMP_WAIT_POLICY := PASSIVE
+
 test: $(STAMP)
 	$(PYTEST) -m "not system and not gpu" --durations=15
 
