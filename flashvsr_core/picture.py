@@ -5,7 +5,7 @@ The whole picture is one tile of each kind: then nothing is cropped, blended or 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from flashvsr_core.stream import Network, StreamState, denoise, emitted_input, o
 from flashvsr_core.tiling import LATENT_PIXELS, Blend, Tile, decoder_tiles, dit_tiles, tile_sparsity
 
 Memory = list[Tensor]
+Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
 
 
 class Decoder(Protocol):
@@ -42,6 +43,10 @@ class Group:
         middle = len(self.tiles) // 2
         return [Group(self.tiles[part], _part(self.stream, part)) for part in (slice(0, middle), slice(middle, None))]
 
+    def joined(self, other: "Group") -> "Group":
+        """One of the tiles of both, which are at the same step; their tensors are copied."""
+        return Group((*self.tiles, *other.tiles), _joined(self.stream, other.stream))
+
 
 @dataclass
 class PictureState:
@@ -57,6 +62,17 @@ class PictureState:
     @property
     def next_latent(self) -> int:
         return self.groups[0].stream.next_latent
+
+    @property
+    def at_once(self) -> int:
+        """Tiles that are computed at once, at most."""
+        return max(len(group.tiles) for group in self.groups)
+
+    @property
+    def carried_bytes(self) -> int:
+        """Keys and values on the device, which joining groups copies."""
+        rings = (ring.buffers for group in self.groups for ring in group.stream.rings)
+        return sum(tensor.nbytes for buffers in rings if buffers is not None for tensor in buffers)
 
 
 Mark = tuple[Any, ...]
@@ -181,6 +197,24 @@ def _crops(x: Tensor, tiles: tuple[Tile, ...], unit: int) -> Tensor:
 def _part(stream: StreamState, part: slice) -> StreamState:
     lq = None if stream.lq is None else (stream.lq[0][part], stream.lq[1][part])
     return StreamState([_ring_part(ring, part) for ring in stream.rings], stream.next_latent, lq)
+
+
+def _joined(one: StreamState, other: StreamState) -> StreamState:
+    rings = [_joined_ring(first, second) for first, second in zip(one.rings, other.rings, strict=True)]
+    lq = None if one.lq is None or other.lq is None else _cat(one.lq, other.lq)
+    return StreamState(rings, one.next_latent, lq)
+
+
+def _joined_ring(one: KvRing, other: KvRing) -> KvRing:
+    found = KvRing(one.slots - 1)
+    found.filled, found.next = one.filled, one.next
+    if one.buffers is not None and other.buffers is not None:
+        found.buffers = _cat(one.buffers, other.buffers)
+    return found
+
+
+def _cat(one: Tensors, other: Tensors) -> Tensors:
+    return cast(Tensors, tuple(torch.cat(pair) for pair in zip(one, other, strict=True)))
 
 
 def _ring_part(ring: KvRing, part: slice) -> KvRing:

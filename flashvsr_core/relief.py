@@ -13,7 +13,7 @@ import torch
 
 from flashvsr_core.errors import OutOfMemory
 from flashvsr_core.geometry import WINDOW_PIXELS, Geometry
-from flashvsr_core.offload import LEVELS, Offload, Offloader
+from flashvsr_core.offload import LEVELS, Offload, Offloader, at_least
 from flashvsr_core.picture import Group, Painter, PictureState, mark, restore
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ class Relief:
 
     def run(self, stage: Stage, state: PictureState, work: Callable[[], Result]) -> Result:
         """What `work` returns; on failure `state` is put back and `work` called again."""
+        # Another stream of the same model, that of the transparency, may have sent more away.
+        self.placement = replace(self.placement, offload=self.offloader.level)
         while True:
             before = mark(state)
             try:
@@ -70,9 +72,8 @@ class Relief:
 
     def _measures(self, stage: Stage, state: PictureState) -> Iterator[tuple[str, Callable[[], None]]]:
         """What may be done, the mildest first."""
-        if stage == "dit" and any(len(group.tiles) > 1 for group in state.groups):
-            most = max(len(group.tiles) for group in state.groups)
-            yield f"{most // 2} tiles at once instead of {most}", lambda: self.halve(state, most // 2)
+        if stage == "dit" and (most := state.at_once) > 1:
+            yield f"{most // 2} tiles at once instead of {most}", lambda: self._halve(state, most // 2)
         if stage in ("enlarge", "color") and self.frames_at_once > 1:
             yield f"{self.frames_at_once // 2} frames at once", self._halve_frames
         if stage != "dit" and self.placement.offload == "none":
@@ -86,14 +87,33 @@ class Relief:
             if LEVELS.index(self.placement.offload) < LEVELS.index(level):
                 yield what, lambda level=level: self.offload(level)  # type: ignore[misc]
 
-    def halve(self, state: PictureState, most: int) -> None:
-        """Compute at most `most` tiles at once from now on, also in streams that are open."""
-        while any(len(group.tiles) > most for group in state.groups):
+    def _halve(self, state: PictureState, most: int) -> None:
+        """Compute at most `most` tiles at once from now on, in streams to come too."""
+        self.split(state, most)
+        self.placement = replace(self.placement, batch=most)
+
+    def split(self, state: PictureState, most: int) -> None:
+        """Compute at most `most` tiles at once in this stream, until `join`."""
+        while state.at_once > most:
             split: list[Group] = []
             for group in state.groups:
                 split += group.halves() if len(group.tiles) > most else [group]
             state.groups = split
-        self.placement = replace(self.placement, batch=most)
+
+    def join(self, state: PictureState, most: int) -> None:
+        """Compute neighbouring groups at once again, at most `most` tiles. Where keys and values are on the host, the
+        groups stay: to copy them would take longer than it gains."""
+        if at_least(self.offloader.level, "kv"):
+            return
+        joined: list[Group] = []
+        try:
+            for group in state.groups:
+                fits = joined and len(joined[-1].tiles) + len(group.tiles) <= most
+                joined.append(joined.pop().joined(group) if fits else group)
+        except torch.OutOfMemoryError as error:
+            log.info("tiles are not joined: %s", error)
+            return
+        state.groups = joined
 
     def offload(self, level: Offload) -> None:
         self.offloader.set_level(level)

@@ -151,22 +151,29 @@ class Run:
         try:
             return self.relief.run(stage, state, work)
         finally:
-            self.upscaler.placement = self.relief.placement
-            for text in self.relief.taken[before:]:
+            if taken := self.relief.taken[before:]:
+                self.upscaler.placement = self.relief.placement
+            for text in taken:
                 if self.on_fallback is not None:
                     self.on_fallback(text)
 
+    @torch.inference_mode()
     def _fit(self, state: PictureState) -> None:
-        """Compute fewer tiles at once where other programs, or other streams, have taken memory."""
-        most = max(len(group.tiles) for group in state.groups)
-        available = memory.available_bytes(self.device) if most > 1 else None
+        """Compute fewer tiles at once where other programs, or other streams, have taken memory, and as many as were
+        planned when it is free again."""
+        planned = self.relief.placement.batch
+        available = memory.available_bytes(self.device) if planned > 1 and len(self.relief.painter.tiles) > 1 else None
         if available is None:
             return
         tile = self.relief.painter.tiles[0]
         slices = 3 if state.waiting is None else 1
         element = self.dtype.itemsize
         need = memory.dit_activations(self.upscaler.spec, tile.height * tile.width, slices, element, "cuda")
-        fitting = max(1, int(available / (need * _ROOM)))
-        if fitting < most:
-            log.info("%d tiles at once instead of %d: %d MiB are free", fitting, most, available >> 20)
-            self.relief.halve(state, fitting)
+        fitting = min(planned, max(1, int(available / (need * _ROOM))))
+        before = state.at_once
+        if fitting < before:
+            self.relief.split(state, fitting)
+        elif fitting > before and state.carried_bytes <= available:
+            self.relief.join(state, fitting)
+        if state.at_once != before:
+            log.info("%d tiles at once instead of %d: %d MiB are free", state.at_once, before, available >> 20)

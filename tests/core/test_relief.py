@@ -13,6 +13,7 @@ from flashvsr_core import memory, run
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import OutOfMemory
 from flashvsr_core.offload import LEVELS, Offload
+from flashvsr_core.picture import Group
 from flashvsr_core.relief import Placement
 from flashvsr_core.upscaler import Upscaler
 from flashvsr_core.weights import Weights
@@ -171,20 +172,58 @@ def test_later_streams_begin_with_what_worked(weights: Weights, clip: np.ndarray
     assert upscaler.placement == Placement("kv")
 
 
+def test_of_two_streams_side_by_side_one_does_not_undo_what_the_other_did(
+    weights: Weights, clip: np.ndarray, expected: dict[str, np.ndarray]
+) -> None:
+    """As a picture and its transparency: memory runs out in the first, later in the second, which must go on from there."""
+    upscaler = Upscaler.load(weights, PARAMS)
+    told: list[str] = []
+    one, other = (upscaler.stream(iter([clip]), on_fallback=told.append) for _ in range(2))
+    with failing(upscaler, "dit", (1,)):
+        first = [next(one)]
+    with failing(upscaler, "decoder", (1,)):
+        second = [next(other)]
+    assert upscaler.offloader.level == "kv" == upscaler.placement.offload
+    assert "parts of 256 pixels" in told[1]
+    for chunks, rest in ((first, one), (second, other)):
+        found = np.concatenate([np.asarray(chunk) for chunk in (*chunks, *rest)])
+        assert np.abs(found.astype(int) - expected["auto"]).max() <= 1
+
+
 def test_where_nothing_is_left_the_error_says_so(weights: Weights, clip: np.ndarray) -> None:
     upscaler = Upscaler.load(weights, PARAMS)
     with failing(upscaler, "dit", (1, 2, 3)), pytest.raises(OutOfMemory, match=r"out of memory in dit .*--tile-size"):
         stream(upscaler, clip[:1])
 
 
-def test_fewer_tiles_at_once_where_others_take_memory(
+@pytest.mark.parametrize("level", ["none", "kv"])
+def test_tiles_at_once_follow_the_memory_that_others_leave(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, level: Offload
+) -> None:
+    """All is free before the first step, nothing before the second, all again before the third and the next stream.
+    What lies on the host is not joined again."""
+    upscaler, frames = Upscaler.load(weights, TILED), moving_clip(FRAMES + 8, 32, 96)
+    whole = stream(upscaler, frames)
+    upscaler.place(Placement(level, batch=2))
+    batches: list[int] = []
+    upscaler.net.lq_proj.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    free = iter([2**40, 0, 2**40, 2**40])
+    monkeypatch.setattr(memory, "available_bytes", lambda _: next(free))
+    assert np.abs(stream(upscaler, frames).astype(int) - whole).max() <= 1
+    stream(upscaler, frames[:1])
+    assert batches == ([2, 1, 1, 2, 2] if level == "none" else [2, 1, 1, 1, 1, 2])
+
+
+def test_memory_that_is_gone_again_while_tiles_are_joined_costs_nothing(
     weights: Weights, clip: np.ndarray, expected: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upscaler = Upscaler.load(weights, TILED)
     upscaler.place(Placement(batch=2))
-    batches: list[int] = []
-    upscaler.net.lq_proj.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
-    free = iter([2**40, 0])  # before the first step all is free, before the second nothing
+    free = iter([0, 2**40])
     monkeypatch.setattr(memory, "available_bytes", lambda _: next(free))
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Group, "joined", full)
     assert np.abs(stream(upscaler, clip).astype(int) - expected["on"]).max() <= 1
-    assert batches == [2, 1, 1]
