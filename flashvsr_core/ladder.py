@@ -42,13 +42,21 @@ class Rung:
 
 
 def ladder(
-    spec: ModelSpec, params: UpscaleParams, compute: ComputeParams, geometry: Geometry, device: DeviceType
+    spec: ModelSpec,
+    params: UpscaleParams,
+    compute: ComputeParams,
+    geometry: Geometry,
+    device: DeviceType,
+    streams: int = 1,
 ) -> Iterator[Rung]:
-    """Every way that the user's own choices leave, the best first. Precision must be resolved."""
+    """Every way that the user's own choices leave, the best first. Precision must be resolved.
+
+    streams: as for `estimate`.
+    """
     for tiling in _tilings(params, geometry):
         size, overlap = tiles_of(tiling)
         ways = [
-            Rung(tiling, placement, estimate(spec, tiling, geometry, device, placement, size, overlap))
+            Rung(tiling, placement, estimate(spec, tiling, geometry, device, placement, size, overlap, streams))
             for placement in _placements(compute, geometry, device)
         ]
         yield from sorted(ways, key=lambda rung: rung.estimate.step_seconds)
@@ -62,6 +70,7 @@ def choose(
     device: DeviceType,
     limit: int | None,
     host_limit: int | None = None,
+    streams: int = 1,
 ) -> Rung:
     """The best way within `limit` bytes (None: the best), with as many tiles at once as fit.
 
@@ -70,12 +79,12 @@ def choose(
     """
     least: Rung | None = None
     hosts: list[int] = []  # what ways would take that this machine is too small for
-    for rung in ladder(spec, params, compute, geometry, device):
+    for rung in ladder(spec, params, compute, geometry, device, streams):
         if host_limit is not None and rung.estimate.host_bytes > host_limit:
             hosts.append(rung.estimate.host_bytes)
             continue
         if limit is None or rung.bytes(device) <= limit:
-            return _with_batch(rung, spec, geometry, device, limit)
+            return _with_batch(rung, spec, geometry, device, limit, streams)
         least = rung if least is None or rung.bytes(device) < least.bytes(device) else least
     if least is None or limit is None:
         raise UserError(
@@ -153,14 +162,17 @@ def _levels(compute: ComputeParams, device: DeviceType) -> tuple[Offload, ...]:
     return LEVELS[first:] if device == "cuda" else LEVELS[first : first + 1]
 
 
-def _with_batch(rung: Rung, spec: ModelSpec, geometry: Geometry, device: DeviceType, limit: int | None) -> Rung:
+def _with_batch(
+    rung: Rung, spec: ModelSpec, geometry: Geometry, device: DeviceType, limit: int | None, streams: int
+) -> Rung:
     """As many tiles at once as fit; on the CPU one, since there more are no faster."""
     size, overlap = tiles_of(rung.params)
     count = len(dit_tiles(geometry, size, overlap))
     batch = 1 if device == "cpu" else min(count, _MOST_AT_ONCE)
     while batch > 1:
         placement = replace(rung.placement, batch=batch)
-        found = Rung(rung.params, placement, estimate(spec, rung.params, geometry, device, placement, size, overlap))
+        expected = estimate(spec, rung.params, geometry, device, placement, size, overlap, streams)
+        found = Rung(rung.params, placement, expected)
         if limit is None or found.bytes(device) <= limit:
             return found
         batch //= 2

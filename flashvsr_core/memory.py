@@ -57,6 +57,7 @@ class Sizes:
     tile_pixels: int
     tiles: int
     pixels: int  # of the padded picture
+    streams: int
     region_pixels: int  # of the largest part that is decoded at once
     regions_pixels: int  # of all of them
     memory_per_pixel: float  # of the decoder
@@ -83,9 +84,13 @@ def estimate(
     placement: Placement,
     tile: TileSize | None,
     overlap: int,
+    streams: int = 1,
 ) -> Estimate:
-    """Expected peak of a stream of this geometry: its first step, which reads 25 frames. Precision must be resolved."""
-    sizes = _sizes(spec, params, geometry, placement, tile, overlap)
+    """Expected peak of a stream of this geometry: its first step, which reads 25 frames. Precision must be resolved.
+
+    streams: how many are open on the model in turn: 2 where transparency is a picture of its own.
+    """
+    sizes = _sizes(spec, params, geometry, placement, tile, overlap, streams)
     stages = _stages(spec, params, sizes, device, placement)
     peak = int(max(stages.values()) * coefficients(device)["overhead"])
     return Estimate(
@@ -104,7 +109,7 @@ def _stages(
     cut = placement.decoder_tile is not None
     memory = sizes.memory_per_pixel * (2 * sizes.region_pixels if hosted and cut else sizes.regions_pixels)
     source = (FIRST_READ + LOOKAHEAD) * _PICTURE * pixels
-    always = sizes.other_weights + source + past
+    always = sizes.other_weights + source + past + (sizes.streams - 1) * _resting(sizes, placement)
     blocks = 2 * sizes.largest_block if level == "weights" else sizes.blocks
     at_once = min(FIRST_READ, frames_at_once(pixels, placement)) * _PICTURE * pixels
     out = STEP * 3 * 3 * e * pixels  # the first step's 24 frames
@@ -118,6 +123,15 @@ def _stages(
                        + _decoder_values(spec, params.mode, device) * e * sizes.region_pixels),
         "color": int(always + resting + memory + out + at_once * fitted["pixel_floats"]),
     }  # fmt: skip
+
+
+def _resting(sizes: Sizes, placement: Placement) -> int:
+    """Bytes of a stream on the device while another one computes; its frames wait to be fetched, in 8 bits."""
+    hosted = at_least(placement.offload, "kv")
+    past = 0 if hosted else sizes.tiles * sizes.past
+    cut = placement.decoder_tile is not None
+    memory = 0 if hosted and cut else int(sizes.memory_per_pixel * sizes.regions_pixels)
+    return past + memory + (LOOKAHEAD * _PICTURE + FIRST_READ * 3) * sizes.pixels
 
 
 def frames_at_once(pixels: int, placement: Placement) -> int:
@@ -150,6 +164,7 @@ def _sizes(
     placement: Placement,
     tile: TileSize | None,
     overlap: int,
+    streams: int,
 ) -> Sizes:
     e = ELEMENT[params.precision]
     tiles = dit_tiles(geometry, tile, overlap)
@@ -163,9 +178,9 @@ def _sizes(
     slots = int(params.kv_ratio) + 1
     per_token = 2 * spec.dit.dim * e + spec.dit.dim * 4 / (WINDOW_PIXELS)
     past = int(spec.dit.num_layers * slots * tile_pixels * _TOKENS_PER_PIXEL * per_token)
-    lq_caches = 2 * (768 + spec.lq.hidden[0]) / 256 * e * tile_pixels * len(tiles)
+    lq_caches = 2 * (768 + spec.lq.hidden[0]) / 256 * e * tile_pixels * len(tiles) * streams
     return Sizes(
-        blocks * e, largest * e, int(others * e + lq_caches), past, tile_pixels, len(tiles), height * width,
+        blocks * e, largest * e, int(others * e + lq_caches), past, tile_pixels, len(tiles), height * width, streams,
         max(pixels), sum(pixels), _memory_values(spec, params.mode) * e, e,
     )  # fmt: skip
 
@@ -225,15 +240,14 @@ def _vae_memory(spec: VaeSpec) -> float:
 
 
 def _host(sizes: Sizes, device: DeviceType, placement: Placement) -> int:
-    """Memory of the host for one stream: frames on their way, and what is kept off the device."""
+    """Memory of the host: frames on their way, and what is kept off the device."""
     frames = 4 * FIRST_READ * 3 * sizes.pixels  # emitted chunks in the queues to the encoder, 8 bits
+    weights = _pinned(sizes.blocks) if at_least(placement.offload, "dit") else 0
     kept = 0
-    if at_least(placement.offload, "dit"):
-        kept += _pinned(sizes.blocks)
     if at_least(placement.offload, "kv"):
         kept += _pinned(sizes.past) * sizes.tiles
         kept += _pinned(int(sizes.memory_per_pixel * sizes.regions_pixels)) if placement.decoder_tile else 0
-    return int(coefficients(device)["process_bytes"] + frames + kept)
+    return int(coefficients(device)["process_bytes"] + weights + sizes.streams * (frames + kept))
 
 
 def _pinned(size: int) -> int:

@@ -15,6 +15,8 @@ from flashvsr_core.memory import DeviceType, coefficients, estimate
 from flashvsr_core.quantities import parse_bytes
 from flashvsr_core.registry import ModelSpec, model_spec
 from flashvsr_core.relief import Placement
+from tasks.media.codecs import has_alpha
+from tasks.media.encode import EncodeParams
 from tasks.storage import urls
 from tasks.storage.jobs import Job
 
@@ -50,12 +52,22 @@ def limit_bytes(compute: ComputeParams, device: torch.device) -> int:
     return int(psutil.virtual_memory().total * _USABLE)
 
 
+def streams_of(encode: EncodeParams) -> int:
+    """Transparency goes through the model as a picture of its own."""
+    return 2 if has_alpha(encode.pix_fmt) else 1
+
+
 def plan_memory(
-    spec: ModelSpec, params: UpscaleParams, compute: ComputeParams, geometry: Geometry, device: torch.device
+    spec: ModelSpec,
+    params: UpscaleParams,
+    compute: ComputeParams,
+    geometry: Geometry,
+    device: torch.device,
+    streams: int,
 ) -> tuple[UpscaleParams, MemoryPlan]:
     """Resolved `params` with the tiles that were chosen, and the rest of the choice. UserError where nothing fits."""
     kind, limit = kind_of(device), limit_bytes(compute, device)
-    rung = choose(spec, params, compute, geometry, kind, limit, psutil.virtual_memory().total)
+    rung = choose(spec, params, compute, geometry, kind, limit, psutil.virtual_memory().total, streams)
     plain = replace(params, tiled_dit="off", tile_size="auto", tile_overlap="auto")
     untouched = estimate(spec, plain, geometry, kind, Placement(), None, 0).step_seconds
     found = rung.estimate
@@ -72,11 +84,18 @@ class Way:
     compute: ComputeParams
     geometry: Geometry
     device: torch.device
+    streams: int
     rung: Rung
 
     @classmethod
     def of(
-        cls, job: Job, params: UpscaleParams, geometry: Geometry, compute: ComputeParams, device: torch.device
+        cls,
+        job: Job,
+        params: UpscaleParams,
+        geometry: Geometry,
+        compute: ComputeParams,
+        device: torch.device,
+        streams: int,
     ) -> "Way":
         """The plan's tiles, or those with which an earlier segment got through, and what this device then needs."""
         worked = _read(job) if compute.on_oom == "retry" else None
@@ -87,13 +106,13 @@ class Way:
         spec, kind = model_spec(params.model), kind_of(device)
         try:
             host = psutil.virtual_memory().total
-            rung = choose(spec, params_now, compute, geometry, kind, limit_bytes(compute, device), host)
+            rung = choose(spec, params_now, compute, geometry, kind, limit_bytes(compute, device), host, streams)
         except UserError as error:
             # Planned for a larger device. What the estimate says is not certain: it is tried with least on the device.
             log.warning("%s", error)
-            ways = ladder(spec, params_now, compute, geometry, kind)
+            ways = ladder(spec, params_now, compute, geometry, kind, streams)
             rung = min(ways, key=lambda way: way.bytes(kind))
-        return cls(job, params, compute, geometry, device, rung)
+        return cls(job, params, compute, geometry, device, streams, rung)
 
     @property
     def changes_pixels(self) -> bool:
@@ -117,7 +136,7 @@ class Way:
             ) from error
         kind = kind_of(self.device)
         params = replace(self.rung.params, tiled_dit="auto", tile_size="auto", tile_overlap="auto")
-        ways = ladder(model_spec(params.model), params, self.compute, self.geometry, kind)
+        ways = ladder(model_spec(params.model), params, self.compute, self.geometry, kind, self.streams)
         found = after(ways, self.rung, kind)
         if found is None:
             raise error

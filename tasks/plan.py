@@ -32,7 +32,7 @@ from tasks.media.size import target_pixels
 from tasks.media.stills import DEFAULT_FPS, SEQUENCE, is_float_format
 from tasks.media.timestamps import parse_rate
 from tasks.media.trim import Trim, frame_range, trimmed
-from tasks.memory import MemoryPlan, plan_memory
+from tasks.memory import MemoryPlan, plan_memory, streams_of
 from tasks.outputs import Outputs, container_wanted, outputs_of
 from tasks.storage import urls
 from tasks.storage.jobs import Job, job_key
@@ -175,7 +175,7 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     device = devices_of(request.compute)[0]
     asked = replace(request.params, scenes=_scenes(request.params, whole, first, stop))
     found = weights.locate(asked.model, asked.mode, models_dir(request.compute), asked.unknown_weights)
-    params, memory = _fitted(asked, found.spec, request.compute, geometry, device)
+    params, memory = _fitted(asked, found.spec, request.compute, geometry, device, streams_of(encode))
     digest = sources.fingerprint(source, cache_dir)
     parts = {
         "source": digest,
@@ -216,12 +216,17 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
 
 
 def _fitted(
-    asked: UpscaleParams, spec: ModelSpec, compute: ComputeParams, geometry: Geometry, device: torch.device
+    asked: UpscaleParams,
+    spec: ModelSpec,
+    compute: ComputeParams,
+    geometry: Geometry,
+    device: torch.device,
+    streams: int,
 ) -> tuple[UpscaleParams, MemoryPlan]:
     """Resolved parameters, in the tiles that memory demands."""
     tiles = {"tiled_dit": asked.tiled_dit, "tile_size": asked.tile_size, "tile_overlap": asked.tile_overlap}
     resolved = replace(resolve_params(asked, spec, device), **tiles)  # type: ignore[arg-type]
-    return plan_memory(spec, resolved, compute, geometry, device)
+    return plan_memory(spec, resolved, compute, geometry, device, streams)
 
 
 def _hashed(params: UpscaleParams) -> dict[str, Any]:

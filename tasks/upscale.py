@@ -32,7 +32,7 @@ from tasks.media import images
 from tasks.media.codecs import has_alpha
 from tasks.media.decode import Channel, read_frames
 from tasks.media.encode import EncodedSegment, check_segment, encode_segment, layout_of
-from tasks.memory import Way, enforce_limit
+from tasks.memory import Way, enforce_limit, streams_of
 from tasks.plan import JobPlan, bytes_needed, read_plan
 from tasks.sources import check_unchanged, unchanged
 from tasks.storage import urls
@@ -148,7 +148,7 @@ def _make(
         tell(SegmentStarted(segment.index, segment.frames, beat.device, beat.worker, beat.attempt))
         enforce_limit(compute, device)
         memory = PeakMemory(device)
-        way = Way.of(job, plan.params, geometry, compute, device)
+        way = Way.of(job, plan.params, geometry, compute, device, streams_of(plan.encode))
         fallbacks: list[str] = []
         while True:
             try:

@@ -50,6 +50,18 @@ def test_more_is_off_the_device_the_further_down_the_ladder() -> None:
     assert host[0] < host[1] < host[2]
 
 
+@pytest.mark.parametrize("placement", [Placement(), Placement("kv", 512)])
+def test_transparency_is_a_second_stream_and_counted(placement: Placement) -> None:
+    """Weights and what is needed while computing are there once; what a stream carries, twice."""
+    one, two = (estimate(SPEC, PARAMS, LARGE, "cuda", placement, None, 0, streams) for streams in (1, 2))
+    assert one.device_bytes < two.device_bytes < 2 * one.device_bytes
+    assert one.host_bytes < two.host_bytes < 2 * one.host_bytes
+    alone = choose(SPEC, PARAMS, COMPUTE, LARGE, "cuda", one.device_bytes)
+    both = choose(SPEC, PARAMS, COMPUTE, LARGE, "cuda", one.device_bytes, streams=2)
+    assert alone.bytes("cuda") <= one.device_bytes >= both.bytes("cuda")
+    assert both.estimate.step_seconds >= alone.estimate.step_seconds
+
+
 def test_exact_ways_come_before_tiles_and_the_fastest_of_them_first() -> None:
     assert chosen(80, SMALL).placement == Placement()
     before = 0.0

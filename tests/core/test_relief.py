@@ -175,7 +175,7 @@ def test_later_streams_begin_with_what_worked(weights: Weights, clip: np.ndarray
 def test_of_two_streams_side_by_side_one_does_not_undo_what_the_other_did(
     weights: Weights, clip: np.ndarray, expected: dict[str, np.ndarray]
 ) -> None:
-    """As a picture and its transparency: memory runs out in the first, later in the second, which must go on from there."""
+    """As a picture and its transparency: memory runs out in the first, then in the second, which goes on from there."""
     upscaler = Upscaler.load(weights, PARAMS)
     told: list[str] = []
     one, other = (upscaler.stream(iter([clip]), on_fallback=told.append) for _ in range(2))
