@@ -45,6 +45,7 @@ _PATIENCE = 300.0  # seconds for the next 8 frames of a source
 _SECONDS_BEFORE = 0.2  # more for every frame before the first, which may all have to be decoded
 _DECODED_AHEAD = 4  # items of `read_frames` that wait for the model
 _CHUNKS_AHEAD = 2  # chunks of the model's output that wait for the encoder
+_SPARE_BYTES = 2**26  # that a segment may still need of the disk; a fuller one ends it before others suffer
 
 
 class SegmentKey(CachePolicy):
@@ -99,10 +100,24 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
 
 def check_space(plan: JobPlan, segment: SegmentPlan, work: Path) -> None:
     """UserError where the folder for work files has no room for the segment, which is encoded there."""
-    need, free = bytes_needed(plan) * segment.frames // (2 * plan.info.frames), urls.free_bytes(str(work))
+    _demand(work, _encoded_bytes(plan, segment.frames), segment)
+
+
+def _check_space_left(plan: JobPlan, segment: SegmentPlan, folder: Path, done: int) -> None:
+    """The same while the segment is being made: others write to that disk too. Less is demanded than before it began,
+    since what is expected may be too much."""
+    _demand(folder, min(_SPARE_BYTES, _encoded_bytes(plan, segment.frames - done)), segment)
+
+
+def _encoded_bytes(plan: JobPlan, frames: int) -> int:
+    return bytes_needed(plan) * frames // (2 * plan.info.frames)
+
+
+def _demand(folder: Path, need: int, segment: SegmentPlan) -> None:
+    free = urls.free_bytes(str(folder))
     if free is not None and free < need:
         raise UserError(
-            f"{work} has {free >> 20} MiB free but about {need >> 20} MiB are needed for segment {segment.index}; "
+            f"{folder} has {free >> 20} MiB free but about {need >> 20} MiB are needed for segment {segment.index}; "
             "finished segments stay: free some space or choose another place with --work-dir, and run again"
         )
 
@@ -214,7 +229,7 @@ def _computed(
         planes = _planes(plan, segment, upscaler, source, threads, fallbacks.append)
         chunks = threads.enter_context(Ahead(planes, _CHUNKS_AHEAD, "model"))
         steps = Steps(segment.start, segment.stop, in_chunks=not has_alpha(plan.encode.pix_fmt))
-        told = _told(chunks, segment, memory, heart, steps)
+        told = _told(chunks, plan, segment, file.parent, memory, heart, steps)
         write: Any = images.encode_images if images.is_images(plan.encode.container) else encode_segment
         geometry = plan.geometry
         encoded: EncodedSegment = write(told, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
@@ -281,7 +296,9 @@ def _patient(frames: Iterable[np.ndarray], plan: JobPlan) -> Iterator[np.ndarray
 
 def _told(
     chunks: Iterable[np.ndarray | Planes],
+    plan: JobPlan,
     segment: SegmentPlan,
+    folder: Path,
     memory: PeakMemory,
     heart: Heart,
     steps: Steps,
@@ -289,6 +306,7 @@ def _told(
     """The same chunks; each is looked at and told of when the encoder takes it."""
     for planes in chunks:
         stop.within_segment()
+        _check_space_left(plan, segment, folder, heart.done)
         memory.look()
         count = len(planes[0] if isinstance(planes, tuple) else planes)
         latents, cuts = steps.add(count)

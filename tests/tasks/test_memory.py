@@ -145,3 +145,17 @@ def test_a_full_work_folder_is_found_before_a_segment_is_begun(
     with pytest.raises(UserError, match=r"work has 0 MiB free .*--work-dir"):
         upscale_segment.fn(job, plan.segments[0], CPU, tmp_path / "cache")
     assert not gpu._loaded
+
+
+def test_a_work_folder_that_others_fill_ends_a_segment_early_and_is_left_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, plan = planned(make_clip(tmp_path / "small.mp4", 8), tmp_path)
+    job.write_plan(plan.to_json())
+    work = tmp_path / "cache" / "work"
+    monkeypatch.setattr(urls, "free_bytes", lambda url: 2**50 if url == str(work) else 100)
+    with pytest.raises(UserError, match=r"work/.* has 0 MiB free .*finished segments stay.*--work-dir"):
+        upscale_segment.fn(job, plan.segments[0], CPU, tmp_path / "cache")
+    assert gpu._loaded, "it had begun"
+    assert not job.holds(0)
+    assert list(work.iterdir()) == []
