@@ -5,6 +5,7 @@ attention needs no permutation; everything else works token by token.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -70,6 +71,7 @@ class KvRing:
         self.filled = 0
         self.next = 0
         self.buffers: tuple[Tensor, Tensor, Tensor] | None = None
+        self.host: list[tuple[Tensor, Tensor, Tensor]] | None = None  # slices, while they are off the device
 
     def push(self, k: Tensor, v: Tensor, windows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Add a step's slices (B heads (slices*windows) 128 d); return all visible keys, values and pooled keys.
@@ -101,12 +103,28 @@ class KvRing:
         keys, values, pooled = (buffer[:, :, :visible] for buffer in self.buffers)
         return keys, values, pooled
 
+    def room_for(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Empty buffers on the device for what lies on the host."""
+        assert self.host, "there are slices on the host"
+        k, v, pooled = (
+            torch.empty((*t.shape[:2], self.slots * t.shape[2], *t.shape[3:]), dtype=t.dtype, device=device)
+            for t in self.host[0]
+        )
+        return k, v, pooled
+
     def _open(self, new: tuple[Tensor, Tensor, Tensor], slices: int, windows: int) -> None:
         kept = min(slices, self.slots - 1)
         self.buffers = tuple(t.new_empty((*t.shape[:2], self.slots * windows, *t.shape[3:])) for t in new)  # type: ignore[assignment]
         for buffer, tensor in zip(self.buffers or (), new):
             buffer[:, :, : kept * windows].copy_(tensor[:, :, (slices - kept) * windows :])
         self.filled, self.next = kept, kept % self.slots
+
+
+Around = Callable[[int, list[KvRing]], AbstractContextManager[object]]
+
+
+def nothing_around(number: int, rings: list[KvRing]) -> AbstractContextManager[object]:
+    return nullcontext()
 
 
 class SelfAttention(nn.Module):
@@ -283,8 +301,12 @@ class Dit(nn.Module):
         rings: list[KvRing],
         constants: DitConstants,
         sparsity: Sparsity,
+        around: Around = nothing_around,
     ) -> Tensor:
-        """latents: B C F h w, F even; lq_tokens: B (F h/2 w/2) dim; first_latent: absolute index of latent frame 0."""
+        """latents: B C F h w, F even; lq_tokens: B (F h/2 w/2) dim; first_latent: absolute index of latent frame 0.
+
+        around: entered around each block's work (see `Offloader`).
+        """
         x = self.patch_embedding(latents)
         grid = dict(zip("fhw", (size // window for size, window in zip(x.shape[2:], WINDOW))))
         x = rearrange(x, "b d (f a) (h r) (w c) -> b (f h w a r c) d", **_AXES)
@@ -296,9 +318,10 @@ class Dit(nn.Module):
         followings = [*((m[0], m[1]) for m in modulations[1:]), tuple(constants.head)]
         shift, scale, *_ = modulations[0]
         y = sparsity.kernels.norm(x, scale, shift, self.spec.eps, 1.0)
-        for block, *parts, ring in zip(self.blocks, modulations, followings, constants.cross, rings):
-            modulation, following, prompt = parts
-            x, y = block(x, y, modulation, following, prompt, rope, ring, sparsity)
+        each = enumerate(zip(self.blocks, modulations, followings, constants.cross, rings))
+        for number, (block, modulation, following, prompt, ring) in each:
+            with around(number, rings):
+                x, y = block(x, y, modulation, following, prompt, rope, ring, sparsity)
         x = self.head.head(y)
         patch = dict(zip("xyz", self.spec.patch_size))
         return rearrange(
