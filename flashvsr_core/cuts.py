@@ -90,14 +90,22 @@ def _change(thumbs: dict[int, np.ndarray], index: int, last: int) -> float:
     return min(float(np.abs(one - other).mean()) for one, other in ((now, before), (later, before), (now, earlier)))
 
 
+def sampled(pixels: np.ndarray) -> np.ndarray:
+    """The pixels of a frame (H W 3) that decide on cuts: 128 rows and columns at most. Sampling twice changes nothing.
+
+    Four samples per block and direction are enough for a mean, and keep large pictures cheap.
+    """
+    height, width = pixels.shape[:2]
+    rows = np.linspace(0, height - 1, min(height, 4 * _THUMB)).astype(int)
+    columns = np.linspace(0, width - 1, min(width, 4 * _THUMB)).astype(int)
+    return pixels[rows][:, columns]
+
+
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     """Block means of (at most) 32x32 blocks, float32, scaled to 0..255."""
     peak = 1.0 if pixels.dtype == np.uint8 else 257.0
-    height, width = pixels.shape[:2]
-    # Four samples per block and direction are enough for a mean, and keep large pictures cheap.
-    rows = np.linspace(0, height - 1, min(height, 4 * _THUMB)).astype(int)
-    columns = np.linspace(0, width - 1, min(width, 4 * _THUMB)).astype(int)
-    sample = pixels[rows][:, columns].astype(np.float32) / peak
-    step_y, step_x = max(1, len(rows) // _THUMB), max(1, len(columns) // _THUMB)
-    sample = sample[: len(rows) // step_y * step_y, : len(columns) // step_x * step_x]
-    return sample.reshape(len(rows) // step_y, step_y, len(columns) // step_x, step_x, 3).mean(axis=(1, 3))
+    sample = sampled(pixels).astype(np.float32) / peak
+    rows, columns = sample.shape[:2]
+    step_y, step_x = max(1, rows // _THUMB), max(1, columns // _THUMB)
+    sample = sample[: rows // step_y * step_y, : columns // step_x * step_x]
+    return sample.reshape(rows // step_y, step_y, columns // step_x, step_x, 3).mean(axis=(1, 3))

@@ -44,6 +44,7 @@ from tasks.report import (
     recorded_output,
     report_beside,
 )
+from tasks.scout import scouting
 from tasks.sources import linked, localised, required
 from tasks.speed import expected_costs, remember_costs
 from tasks.storage import urls
@@ -221,7 +222,8 @@ def _produce(
     computed: frozenset[int] = frozenset()
     with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name:
         for attempt in range(ROUNDS):
-            with watching(job, frozenset(job.finished())):
+            finished = frozenset(job.finished())
+            with watching(job, finished), scouting(plan, finished, compute, cache_dir):
                 computed |= _compute_missing(job, plan, compute, cache_dir, lease)
             _sweep(work, job, keep=Path(name))  # of workers that died
             try:

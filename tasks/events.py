@@ -26,6 +26,15 @@ class JobPlanned:
 
 
 @dataclass(frozen=True)
+class CutsFound:
+    """All scene cuts of frames [start, stop), found before the work gets there."""
+
+    start: int
+    stop: int
+    cuts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class StageEntered:
     stage: Stage
 
@@ -79,7 +88,15 @@ class SegmentReused:
 
 
 Event = (
-    JobPlanned | StageEntered | SegmentStarted | FramesDone | SegmentComputed | SegmentReused | SegmentFailed | RunEnded
+    JobPlanned
+    | CutsFound
+    | StageEntered
+    | SegmentStarted
+    | FramesDone
+    | SegmentComputed
+    | SegmentReused
+    | SegmentFailed
+    | RunEnded
 )
 
 
