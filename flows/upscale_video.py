@@ -194,6 +194,7 @@ def _begin(job: Job, plan: JobPlan, outputs: Outputs, compute: ComputeParams, ca
             plan.source,
             outputs.url,
             plan.parameters,
+            job.extension,
         ),
         f"{frames} frames in {len(plan.segments)} segments, {len(finished)} of them finished before",
     )

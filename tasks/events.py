@@ -23,6 +23,7 @@ class JobPlanned:
     source: str = ""
     output: str = ""
     parameters: tuple[tuple[str, str], ...] = ()
+    extension: str = "mp4"  # of the segments' files
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class Snapshot:
     source: str
     output: str
     parameters: tuple[tuple[str, str], ...]
+    extension: str  # of the segments' files
     frames: int
     frames_done: int
     frames_reused: int
@@ -207,6 +208,7 @@ class RunProgress(logging.Handler):
                 source=self.plan.source,
                 output=self.plan.output,
                 parameters=self.plan.parameters,
+                extension=self.plan.extension,
                 frames=self.plan.frames,
                 frames_done=computed + reused,
                 frames_reused=reused,
