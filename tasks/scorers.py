@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-# pyiqa's name of a metric, and where below PyTorch's hub folder it looks for the weights; elsewhere it would fetch them.
+# pyiqa's name of a metric, and where below PyTorch's hub folder it looks for weights; elsewhere it would fetch them.
 PYIQA = {"musiq": "pyiqa/musiq_koniq_ckpt-*.pth", "clipiqa": "clip/RN50.pt"}
 
 
