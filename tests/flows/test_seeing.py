@@ -13,6 +13,7 @@ from flashvsr_core.errors import UserError
 from flows.artifacts import segment_rows, summary
 from flows.cli import options
 from flows.cli.progress import clock, line, shown, view
+from flows.cli.server import prefect_api
 from flows.logs import LARGEST_LOG, job_log, listening
 from tasks.events import (
     FramesDone,
@@ -120,6 +121,20 @@ def test_a_terminal_gets_warnings_above_the_view() -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
     assert "WARNING the disk is slow" in text
     assert "computed in" not in text
+
+
+def test_prefects_senders_do_not_break_into_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for name in ("PREFECT_API_URL", "PREFECT_LOGGING_LEVEL", "DO_NOT_TRACK"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1/api" if name.endswith("URL") else "1")
+    loggers = [logging.getLogger(kind.__name__) for kind in (EventsWorker, APILogWorker)]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.NOTSET)
+        logger.manager._clear_cache()  # type: ignore[attr-defined]
+    with prefect_api():
+        assert [logger.isEnabledFor(logging.WARNING) for logger in loggers] == [False, False]
 
 
 def test_quiet_and_verbose_contradict() -> None:
