@@ -19,7 +19,7 @@ CUT_LATENTS = 2.5  # a cut's mean cost: a first step that emits less, half a ste
 USUAL_CUTS, USUAL_FRAMES = 0.3, 30  # what is assumed of every film, as if it had been seen
 TRUST = 2  # latent frames that weigh more than what was remembered from earlier runs, made at another load
 RECENT = 1 / 3  # of the work so far that weighs most: a machine's load changes
-RECENT_LATENTS = 24  # ... but no less than this
+RECENT_TIMES = 8  # ... but no less than what came in so many times
 
 
 @dataclass(frozen=True)
@@ -206,14 +206,16 @@ class Learned:
     begin: float  # how much dearer beginnings of later segments were than expected, as a factor
     work: Work
 
-    def slowed(self, segments: Sequence[Segment], now: float) -> "Learned":
-        """The same, dearer where a step that is being made has taken longer than was expected."""
+    def slowed(self, segments: Sequence[Segment], now: float, longest: float) -> "Learned":
+        """The same, dearer where nothing has come for more than `longest`, the longest wait so far.
+
+        Less says nothing: of other processes the store tells every few seconds only, in which they make many steps.
+        """
         waited = [(now - s.last, self.work.next(s)) for s in segments if s.state == "running" and s.first]
-        late = [(took, cost) for took, cost in waited if took > cost * self.latent]
-        if not late:
-            return self
-        beyond = sum(took - cost * self.latent for took, cost in late)
-        return replace(self, latent=self.latent + beyond / (RECENT_LATENTS / 2 + sum(cost for _, cost in late)))
+        usual = [(took, cost, max(longest, cost * self.latent)) for took, cost in waited]
+        beyond = sum(max(0.0, took - wait) for took, _, wait in usual)
+        late = sum(cost for took, cost, wait in usual if took > wait)
+        return replace(self, latent=self.latent + beyond / (late + RECENT_TIMES * STEP_LATENTS)) if late else self
 
     def left(self, segment: Segment) -> float:
         """Seconds for what is left of a segment on a warm worker."""
@@ -266,7 +268,8 @@ def computing_left(
     found = learn(segments, preroll, known, shots, paces)
     if found is None:
         return None
-    found = found.slowed(segments, now)
+    if paces:
+        found = found.slowed(segments, now, max(took for took, _ in paces))
     warm = {s.worker for s in segments if s.first}
     queues = []
     for s in segments:
@@ -305,7 +308,7 @@ def _seconds_a_latent(
 
 def _recent(paces: Sequence[tuple[float, int]]) -> tuple[float, float]:
     """Seconds and latent frames, the latest weighing most."""
-    horizon = max(RECENT_LATENTS, RECENT * sum(made for _, made in paces))
+    horizon = sum(made for _, made in paces) * max(RECENT, RECENT_TIMES / len(paces))
     seconds = work = 0.0
     for took, made in paces:
         keep = math.exp(-made / horizon)

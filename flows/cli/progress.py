@@ -34,7 +34,7 @@ def shown(console: Console, loudness: Loudness = "normal") -> Iterator[None]:
     live = Live(
         get_renderable=lambda: view(progress.snapshot(), console.options.ascii_only),
         console=console,
-        refresh_per_second=2,
+        refresh_per_second=1,  # the clock shows seconds; drawing costs processor time
         transient=True,
     )
     lines = logging.StreamHandler(_ConsoleStream(console))

@@ -7,6 +7,7 @@ work on the machine does not hold up.
 import heapq
 import itertools
 import json
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,10 +113,12 @@ def replay(
     known: Costs = NOTHING_KNOWN,
     loading: float = 0.0,
     scouted: bool = True,
+    beat: float = 0.0,
 ) -> tuple[list[tuple[float, Event]], float]:
     """The events of such a run and its end, by its own durations, on so many workers; segments `reused` were there.
 
     `loading`: seconds that the first segment of every worker takes more: the recorded ones had their model loaded.
+    `beat`: seconds between what is told of a segment, as where it is seen through the store.
     """
     ordered = sorted(run.segments, key=lambda s: s.start)
     ranges = tuple((s.start, s.stop) for s in ordered)
@@ -132,9 +135,19 @@ def replay(
         index = ordered.index(segment)
         told.append((at, SegmentStarted(index, segment.stop - segment.start, "CPU", f"host/1/{worker}")))
         at += loading if number < workers else 0.0
-        told += [(at + took, FramesDone(index, frames, 0, *made)) for took, frames, *made in segment.steps]
+        steps = _beaten(segment.steps, beat) if beat else segment.steps
+        told += [(at + took, FramesDone(index, frames, 0, *made)) for took, frames, *made in steps]
         told.append((at + segment.stored, SegmentComputed(index, segment.stop - segment.start, segment.stored)))
         heapq.heappush(free, (at + segment.steps[-1][0] + run.between, worker))
     told.sort(key=lambda one: one[0])
     last = max(at for at, event in told if isinstance(event, FramesDone))
     return told, last + run.tail
+
+
+def _beaten(steps: Sequence[tuple[float, int, int, int]], beat: float) -> list[tuple[float, int, int, int]]:
+    """The same, told at every beat; of the first ones the latent frames are not told."""
+    found: list[tuple[float, int, int, int]] = []
+    for at, group in itertools.groupby(steps, lambda step: min(steps[-1][0], math.ceil(step[0] / beat) * beat)):
+        frames, made, cuts = (sum(each) for each in zip(*(step[1:] for step in group)))
+        found.append((at, frames, made if found else 0, cuts))
+    return found
