@@ -65,10 +65,12 @@ def _detect(frames: Iterable[np.ndarray], first: int) -> Iterator[MarkedFrame]:
 
 
 def _is_cut(thumbs: dict[int, np.ndarray], index: int, last: int) -> bool:
-    around = {i: _change(thumbs, i, last) for i in range(index - RADIUS, index + RADIUS + 1)}
-    change = around.pop(index)
+    change = _change(thumbs, index, last)
+    if change < _FLOOR or change < _least(thumbs, index):
+        return False
+    around = {i: _change(thumbs, i, last) for i in range(index - RADIUS, index + RADIUS + 1) if i != index}
     beside = max(around[index + offset] for offset in range(-_BESIDE, _BESIDE + 1) if offset)
-    if change < _FLOOR or change < _STANDS_OUT * beside or change < _least(thumbs, index):
+    if change < _STANDS_OUT * beside:
         return False
     return all(change > other or (change == other and i > index) for i, other in around.items())
 
