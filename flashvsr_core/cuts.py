@@ -105,9 +105,13 @@ def sampled(pixels: np.ndarray) -> np.ndarray:
 
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     """Block means of (at most) 32x32 blocks, float32, scaled to 0..255."""
-    peak = 1.0 if pixels.dtype == np.uint8 else 257.0
-    sample = sampled(pixels).astype(np.float32) / peak
+    sample = sampled(pixels)
     rows, columns = sample.shape[:2]
     step_y, step_x = max(1, rows // _THUMB), max(1, columns // _THUMB)
     sample = sample[: rows // step_y * step_y, : columns // step_x * step_x]
+    if pixels.dtype == np.uint8:  # sums of so few bytes are exact in any order, and this one takes a third of the time
+        blocks = sample.reshape(rows // step_y, step_y, columns // step_x, step_x, 3)
+        total: np.ndarray = blocks.sum(axis=3, dtype=np.float32).sum(axis=1) / np.float32(step_y * step_x)
+        return total
+    sample = sample.astype(np.float32) / 257.0
     return sample.reshape(rows // step_y, step_y, columns // step_x, step_x, 3).mean(axis=(1, 3))
