@@ -266,7 +266,7 @@ def settle_plan(job: Job, plan: JobPlan) -> JobPlan:
     return settled
 
 
-@task(name="plan", task_run_name="plan-{request.source}", cache_policy=NO_CACHE)
+@task(name="plan", task_run_name="plan", cache_policy=NO_CACHE)
 def plan_job(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     """Plan a job and check that output, store and disk can take it; bad input is refused before anything is written."""
     job, plan = make_plan(request, cache_dir)

@@ -23,6 +23,12 @@ pytestmark = pytest.mark.system
 OPTIONS = ("--segment-frames=16", "--scale=2", "--preset=ultrafast", "--preroll=8", "--devices=cpu", "--model=nano")
 NAME = "film|one.mp4"
 
+# Whether the last cell of the table can be seen to its end.
+SEEN_WHOLE = """
+    const cell = [...document.querySelectorAll("td")].at(-1), box = cell.getBoundingClientRect();
+    return cell.contains(document.elementFromPoint(box.right - 4, box.top + box.height / 2));
+"""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -59,10 +65,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
 def test_names_can_be_read(seen: Seen) -> None:
     runs = seen.api.call("POST", "/flow_runs/filter", {})
     assert {run["name"].rpartition("/")[2] for run in runs} == {NAME, "segments-film-one"}
-    wanted = {"upscale-00000", "upscale-00001", "upscale-00002"}
+    numbered = {f"upscale-{index:05d}" for index in range(3)}
+    wanted = {"plan", *numbered, "assemble", "verify", "report", "upscale-segments-0"}  # the last: the subflow
 
     def known() -> bool:
-        return wanted <= {task["name"] for task in seen.api.call("POST", "/task_runs/filter", {})}
+        return {task["name"] for task in seen.api.call("POST", "/task_runs/filter", {})} == wanted
 
     seen.api.until(known, 60, f"task runs {wanted}")  # the server learns of task runs by events, in batches
 
@@ -111,6 +118,7 @@ def test_the_browser_shows_them(seen: Seen, tmp_path: Path) -> None:
         browser.save_screenshot(str(pictures / "ui-run.png"))
         shows(f"{seen.ui}/artifacts/artifact/{found['segments']['id']}", "attempts", "00002.mp4")
         browser.save_screenshot(str(pictures / "ui-segments.png"))
+        assert browser.execute_script(SEEN_WHOLE), "the table of segments is cut at its right"
         shows(f"{seen.ui}/artifacts/artifact/{found['summary']['id']}", "sparse_ratio", "out.report.html")
         time.sleep(1)
         browser.save_screenshot(str(pictures / "ui-summary.png"))
