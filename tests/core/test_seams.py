@@ -9,7 +9,6 @@ from flashvsr_core.geometry import TileSize
 from tests.bench import memory as memory_bench
 from tests.bench.tiling import CLIP, PARAMS, frames_of, seams, upscaled
 
-
 SIZE, LINE = TileSize(384, 384), 384
 
 
@@ -27,7 +26,7 @@ def test_a_seam_is_found() -> None:
     broad = seams(*error_of(2 + 2 * np.exp(-np.square((np.arange(768) - LINE) / 150))), SIZE, 128)
     assert broad.ratio > 1.1 > broad.beside
     line = np.full(768, 2.0)
-    line[LINE - 4 : LINE + 4] = 8
+    line[LINE - 4 : LINE + 4] = 16
     sharp = seams(*error_of(line), SIZE, 128)
     assert min(sharp.ratio, sharp.beside) > 1.5
 
