@@ -18,7 +18,7 @@ from flashvsr_core.picture import Group, Painter, PictureState, mark, restore
 
 log = logging.getLogger(__name__)
 
-Stage = Literal["enlarge", "dit", "decoder", "color"]
+Stage = Literal["enlarge", "noise", "dit", "decoder", "color"]
 Result = TypeVar("Result")
 _LEAST_TILE = 2 * WINDOW_PIXELS
 

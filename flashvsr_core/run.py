@@ -93,12 +93,9 @@ class Run:
             while low < high:
                 count = min(high - low, self.relief.frames_at_once)
                 part = slice(low - position, low - position + count)
-                frames, finite = self._correct(state, decoded[:, :, part], condition[:, :, part])
-                if len(frames) == count:  # else memory ran out, and fewer at once fit
-                    with self.stage("send"):
-                        sent = send(frames, finite, self.pack, low, self.params.precision)
-                    yield sent
-                    low += count
+                made, sent = self._send(state, decoded[:, :, part], condition[:, :, part], low)
+                yield sent
+                low += made  # fewer where memory ran out
             position += decoded.shape[2]
             del decoded, condition
             self.emitted_to = min(position, end)
@@ -115,7 +112,8 @@ class Run:
             source = run("enlarge", state, lambda: self._enlarged(frames))
         with self.stage("noise"):
             count = latents_of(len(frames), first_step=state.waiting is None)
-            noise = self.noise.take(state.next_latent, count, latents_of(STEP, first_step=False)).to(self.dtype)
+            following = latents_of(STEP, first_step=False)
+            noise = run("noise", state, lambda: self.noise.take(state.next_latent, count, following).to(self.dtype))
         with self.stage("model"):
             painter = self.relief.painter
             condition, latents = run("dit", state, lambda: painter.latents(state, source, noise))
@@ -133,17 +131,22 @@ class Run:
         return out.transpose(0, 1)[None]
 
     @torch.inference_mode()
-    def _correct(self, state: PictureState, decoded: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Colour-corrected, cropped frames T 3 H W float32 in [-1, 1], and for each whether the model gave finite
-        numbers; the first of the frames where memory suffices for fewer."""
+    def _send(self, state: PictureState, decoded: Tensor, condition: Tensor, first: int) -> tuple[int, Arriving]:
+        """Frames from `first` on, colour-corrected and cropped, on their way to the host, and how many: the first of
+        those given where memory suffices for fewer."""
 
-        def corrected() -> tuple[Tensor, Tensor]:
+        def made() -> tuple[int, Arriving]:
             most = self.relief.frames_at_once
-            out, reference = (crop(x[0, :, :most].transpose(0, 1).float(), self.geometry) for x in (decoded, condition))
-            return CORRECTIONS[self.params.color_fix](out, reference), out.isfinite().flatten(1).all(dim=1)
+            with self.stage("color"):
+                out, reference = (
+                    crop(x[0, :, :most].transpose(0, 1).float(), self.geometry) for x in (decoded, condition)
+                )
+                frames = CORRECTIONS[self.params.color_fix](out, reference)
+                finite = out.isfinite().flatten(1).all(dim=1)
+            with self.stage("send"):
+                return len(frames), send(frames, finite, self.pack, first, self.params.precision)
 
-        with self.stage("color"):
-            return self._run("color", state, corrected)
+        return self._run("color", state, made)
 
     def _run(self, stage: Stage, state: PictureState, work: Callable[[], Result]) -> Result:
         """`Relief.run`; what it had to do is told, and later streams begin with it."""

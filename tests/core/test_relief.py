@@ -118,10 +118,12 @@ def failing(upscaler: Upscaler, stage: str, calls: tuple[int, ...]) -> Iterator[
     net = upscaler.net
     owner, name = {
         "enlarge": (run, "enlarge"),
+        "noise": (run.NoiseAhead, "take"),
         "lq": (net.lq_proj, "forward"),
         "dit": (net.dit.blocks[1], "forward"),
         "decoder": (net.decode, "forward"),
         "color": (run.CORRECTIONS, "adain"),
+        "send": (run, "send"),
     }[stage]
     patch = pytest.MonkeyPatch()
     if isinstance(owner, dict):
@@ -133,7 +135,7 @@ def failing(upscaler: Upscaler, stage: str, calls: tuple[int, ...]) -> Iterator[
     assert count >= max(calls), f"{stage} was called {count} times only"
 
 
-@pytest.mark.parametrize("stage", ["enlarge", "lq", "dit", "decoder", "color"])
+@pytest.mark.parametrize("stage", ["enlarge", "noise", "lq", "dit", "decoder", "color", "send"])
 @pytest.mark.parametrize("calls", [(1,), (2, 3)])
 def test_out_of_memory_in_any_part_of_any_step_costs_no_pixel(
     weights: Weights, clip: np.ndarray, expected: dict[str, np.ndarray], stage: str, calls: tuple[int, ...]

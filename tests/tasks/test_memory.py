@@ -1,8 +1,9 @@
 """Memory in jobs: what a plan says, what is refused, and how a segment gets through when memory runs out."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from flashvsr_core.picture import Painter
 from flashvsr_core.upscaler import Upscaler
 from tasks import gpu, upscale
 from tasks.media.encode import EncodeParams
+from tasks.memory import enforce_limit
 from tasks.plan import JobPlan, Request, make_plan
 from tasks.storage import urls
 from tasks.storage.jobs import Job
@@ -91,10 +93,18 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return tried
 
 
-def a_smaller_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_smaller_model(
+    monkeypatch: pytest.MonkeyPatch, layers: int = 2, watch: Callable[[Upscaler], None] = lambda _: None
+) -> None:
     """For pictures large enough for tiles to help: the embedded one would take minutes."""
-    weights = formula_weights(LEAST)
-    monkeypatch.setattr(upscale, "loaded_upscaler", lambda params, *_: Upscaler.load(weights, params))
+    weights = formula_weights(replace(LEAST, dit=replace(LEAST.dit, num_layers=layers)))
+
+    def load(params: UpscaleParams, *_: object) -> Upscaler:
+        upscaler = Upscaler.load(weights, params)
+        watch(upscaler)
+        return upscaler
+
+    monkeypatch.setattr(upscale, "loaded_upscaler", load)
 
 
 def test_a_segment_that_does_not_fit_is_made_in_tiles_and_later_ones_begin_so(
@@ -127,13 +137,77 @@ def test_on_oom_fail_forbids_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not job.holds(0)
 
 
-def test_offloading_named_later_takes_effect_on_a_job_that_was_begun(tmp_path: Path) -> None:
-    job, plan = planned(make_clip(tmp_path / "small.mp4", 8), tmp_path)
+@dataclass
+class Held:
+    """What was on the device while a segment was made: bytes of the DiT's weights, whether the past was there between
+    blocks, and pixels decoded at once."""
+
+    computing: int = 0
+    decoding: int = 0
+    past: bool = False
+    decoded: int = 0
+
+    def watch(self, upscaler: Upscaler) -> None:
+        net, offloader = upscaler.net, upscaler.offloader
+        decode = net.decode
+
+        def block(_: object, args: tuple[Any, ...], __: object) -> None:
+            self.computing = max(self.computing, offloader.weight_bytes)
+
+        def dit(_: object, args: tuple[Any, ...], __: object) -> None:
+            self.past |= any(ring.buffers is not None for ring in args[3])
+
+        def decoder(_: object, args: tuple[Any, ...]) -> None:
+            self.decoding = max(self.decoding, offloader.weight_bytes)
+            self.decoded = max(self.decoded, args[0].shape[-2] * args[0].shape[-1])
+
+        net.dit.blocks[-1].register_forward_hook(block)  # type: ignore[union-attr]
+        net.dit.register_forward_hook(dit)
+        decode.register_forward_pre_hook(decoder)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Held]:
+    """Makes a segment of one and the same job with the choices named: what it held."""
+    folder = tmp_path_factory.mktemp("flags")
+    job, plan = planned(make_clip(folder / "wide.mp4", 8, "96x32"), folder)
     job.write_plan(plan.to_json())
-    upscale_segment.fn(job, plan.segments[0], replace(CPU, unload_dit=True), tmp_path / "cache")
-    (loaded,) = gpu._loaded.values()
-    assert loaded[1].offloader.level == "dit"
-    assert loaded[1].offloader.weight_bytes == 0
+
+    def made(**flags: Any) -> Held:
+        found = Held()
+        with pytest.MonkeyPatch.context() as patch:
+            a_smaller_model(patch, layers=5, watch=found.watch)
+            upscale_segment.fn(job, plan.segments[0], replace(CPU, **flags), folder / "cache")
+        job.remove_segments()
+        return found
+
+    return made
+
+
+def test_every_choice_that_changes_no_pixel_changes_what_is_on_the_device(held: Callable[..., Held]) -> None:
+    """As the command line gives them, down to the model. Those that change pixels: tests/core/test_tiling.py."""
+    plain = held()
+    assert plain.computing == plain.decoding > 0
+    assert plain.past
+    for flags in ({"unload_dit": True}, {"offload": "dit"}):
+        found = held(**flags)
+        assert 0 < found.computing <= plain.computing, flags
+        assert found.decoding == 0, flags
+    assert not held(offload="kv").past
+    streamed = held(offload="weights")
+    assert 0 < streamed.computing < 0.45 * plain.computing
+    assert (streamed.decoding, streamed.past) == (0, False)
+    assert held(offload="none") == plain
+    assert held(tiled_vae="on").decoded < plain.decoded
+
+
+def test_a_limit_holds_for_the_allocator_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[float] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: taken.append(share))
+    for limit in ("8GiB", "100GiB", None):
+        enforce_limit(ComputeParams(memory_limit=limit), torch.device("cuda"))
+    assert taken == [0.1, 1.0, 1.0]
 
 
 def test_a_full_work_folder_is_found_before_a_segment_is_begun(
