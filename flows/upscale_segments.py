@@ -13,6 +13,7 @@ from prefect.states import State
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import FlashvsrError
 from flashvsr_core.segments import SegmentPlan
+from flows.patience import Patience, may_pass
 from flows.runners import one_gpu_each
 from tasks import stop
 from tasks.events import SegmentFailed, tell
@@ -41,23 +42,37 @@ def upscale_segments(job: Job, indices: list[int], compute: ComputeParams, cache
     segments = read_plan(job).segments
     order = longest_first([segments[index] for index in indices])
     outcomes: dict[int, SegmentResult | BaseException] = {}
+    patience = Patience()
     with _stopping_on_signals():
-        held = {segment.index: job.holds(segment.index) for segment in order}
-        with one_gpu_each(compute):
-            futures = {
-                segment.index: upscale_segment.with_options(refresh_cache=not held[segment.index]).submit(
-                    job, segment, compute, cache_dir
-                )
-                for segment in order
-            }
-        for index, future in futures.items():
-            outcomes[index] = _outcome(future)
+        while order:
+            outcomes |= _made(job, order, compute, cache_dir)
+            # A server that gave a segment no slot of a limit, or took none back, says nothing about the segment.
+            away = {i: found for i, found in outcomes.items() if isinstance(found, BaseException) and may_pass(found)}
+            outcomes |= {index: made for index in away if (made := job.result(index)) is not None}
+            order = [segment for segment in order if outcomes[segment.index] is away.get(segment.index)]
+            if order:
+                patience.wait(away[order[0].index])
     failures = {index: found for index, found in outcomes.items() if not isinstance(found, SegmentResult)}
     if failures:
         for index, error in failures.items():
             tell(SegmentFailed(index, str(error)))
         raise SegmentsFailed(failures)
     return [found for index in indices if isinstance(found := outcomes[index], SegmentResult)]
+
+
+def _made(
+    job: Job, segments: Sequence[SegmentPlan], compute: ComputeParams, cache_dir: Path
+) -> dict[int, SegmentResult | BaseException]:
+    """Hand the segments out, and what became of each."""
+    held = {segment.index: job.holds(segment.index) for segment in segments}
+    with one_gpu_each(compute):
+        futures = {
+            segment.index: upscale_segment.with_options(refresh_cache=not held[segment.index]).submit(
+                job, segment, compute, cache_dir
+            )
+            for segment in segments
+        }
+    return {index: _outcome(future) for index, future in futures.items()}
 
 
 def longest_first(segments: Sequence[SegmentPlan]) -> list[SegmentPlan]:
@@ -88,6 +103,8 @@ def _outcome(future: PrefectFuture[SegmentResult]) -> SegmentResult | BaseExcept
         future.wait()
         state = future.state
     except Exception as error:  # noqa: BLE001 - Dask and Ray have many names for it
+        if may_pass(error):
+            return error
         return WorkerDied(f"the worker was lost ({type(error).__name__}: {error}); run again")
     return state.result() if state.is_completed() else _error(state)
 

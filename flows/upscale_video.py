@@ -17,6 +17,7 @@ from flashvsr_core.errors import FlashvsrError, TransientError, UserError
 from flows import settings
 from flows.logs import job_log
 from flows.observe import costs_so_far, observed, warnings_so_far
+from flows.patience import Patience
 from flows.results import result_storage
 from flows.runners import settled, shared_api, task_runner
 from flows.upscale_segments import SegmentsFailed, upscale_segments
@@ -298,7 +299,8 @@ def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir:
     everything = [segment.index for segment in plan.segments]
     missing = frozenset(everything) - job.finished().keys()
     wanted = everything
-    for attempt in range(ROUNDS):
+    attempt, patience = 0, Patience()
+    while wanted:
         lease.check()
         subflow = upscale_segments.with_options(
             task_runner=task_runner(compute), result_storage=result_storage(job), persist_result=False
@@ -309,13 +311,17 @@ def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir:
             break
         except SegmentsFailed as error:
             transient = all(isinstance(cause, TransientError) for cause in error.failures.values())
-            if not transient or attempt == ROUNDS - 1:
+            attempt += 1
+            if not transient or attempt == ROUNDS:
                 raise
             # A worker may have died after it had stored its segment.
             wanted = sorted(error.failures.keys() - job.finished().keys())
             log.warning("trying %d segments again: %s", len(wanted), error)
-            if not wanted:
-                break
+        except Exception as error:
+            # Prefect's engine may have failed at telling its server how the subflow ended.
+            if not patience.wait(error):
+                raise
+            wanted = sorted(set(wanted) - job.finished().keys())
     return missing
 
 
