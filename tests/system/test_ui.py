@@ -61,8 +61,15 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
 def test_names_can_be_read(seen: Seen) -> None:
     runs = httpx.post(f"{seen.api}/flow_runs/filter", json={}).json()
     assert {run["name"].rpartition("/")[2] for run in runs} == {NAME, "segments-film-one"}
-    tasks = {task["name"] for task in httpx.post(f"{seen.api}/task_runs/filter", json={}).json()}
-    assert {"upscale-00000", "upscale-00001", "upscale-00002"} <= tasks
+    source = seen.output.with_name(NAME)
+    wanted = {"upscale-00000", "upscale-00001", "upscale-00002", "upscale-segments-0", f"report-{seen.output}"}
+    wanted |= {f"{stage}-{source}" for stage in ("plan", "assemble", "verify")}
+    deadline = time.monotonic() + 30
+    tasks: set[str] = set()
+    while time.monotonic() < deadline and not wanted <= tasks:  # they are written some time after they ended
+        tasks = {task["name"] for task in httpx.post(f"{seen.api}/task_runs/filter", json={}).json()}
+        time.sleep(0.5)
+    assert tasks == wanted
 
 
 def test_logs_reach_the_run(seen: Seen) -> None:
