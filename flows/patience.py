@@ -105,8 +105,8 @@ def may_pass(error: BaseException) -> bool:
 
 
 def _slot_refused(error: BaseException) -> bool:
-    """No slot of a limit could be asked for, said by a process that the cause did not survive leaving."""
-    return isinstance(error, ConcurrencySlotAcquisitionError) and error.__cause__ is None
+    """No slot of a limit could be asked for, said by another process: the cause did not survive leaving it."""
+    return isinstance(error, ConcurrencySlotAcquisitionError) and _request_error(error) is None
 
 
 def _request_error(error: BaseException | None) -> httpx.HTTPError | None:

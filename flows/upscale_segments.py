@@ -102,6 +102,8 @@ def _outcome(future: PrefectFuture[SegmentResult]) -> SegmentResult | BaseExcept
     try:
         future.wait()
         state = future.state
+        if not state.is_final():  # Dask's futures keep to themselves what failed around the task
+            future.result()
     except Exception as error:  # noqa: BLE001 - Dask and Ray have many names for it
         if may_pass(error):
             return error

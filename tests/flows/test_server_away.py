@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency import services
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.futures import PrefectFuture
 from prefect.settings import get_current_settings
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
@@ -21,10 +23,12 @@ from flows.deploy import deploy
 from flows.patience import ServerLost, may_pass, of_server, patiently
 from flows.results import result_storage
 from flows.upscale_batch import upscale_batch
+from flows.upscale_segments import _outcome
 from flows.upscale_video import upscale_video
 from tasks.media.encode import EncodeParams
 from tasks.report import RunReport
-from tasks.storage.jobs import Job
+from tasks.storage.jobs import Job, SegmentResult
+from tasks.workers import WorkerDied
 from tests.flows.clips import make_clip
 from tests.flows.faults import asked_for, bad_day
 from tests.test_imports import ROOT
@@ -105,6 +109,29 @@ def test_the_end_of_the_subflow_cannot_be_told(run: Run, monkeypatch: pytest.Mon
     with bad_day(monkeypatch, concerned, "cut", times=1) as fault:
         assert is_whole(run())
     assert fault.count == 1
+
+
+class LostAround(PrefectFuture[SegmentResult]):
+    """A future as Dask's: what failed around its task, and not in it, is only in its result."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(uuid4())
+        self.error = error
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Says nothing."""
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> SegmentResult:
+        raise self.error
+
+    def add_done_callback(self, fn: Any) -> None:
+        raise NotImplementedError
+
+
+def test_what_failed_around_a_clusters_task() -> None:
+    refused = ConcurrencySlotAcquisitionError("no slot")
+    assert _outcome(LostAround(refused)) is refused
+    assert isinstance(_outcome(LostAround(OSError("gone"))), WorkerDied)
 
 
 def test_artifacts_are_never_worth_a_run(
