@@ -20,6 +20,7 @@ LqProjection = Literal["auto", "buffer", "causal"]
 Deinterlace = Literal["auto", "on", "off"]
 UnknownWeights = Literal["refuse", "buffer", "causal"]
 Runner = Literal["auto", "threads", "processes", "dask", "ray"]
+CLUSTERS = ("dask", "ray")
 
 FAST_DB = 38.0  # PSNR that profile fast must keep against exact; `flashvsr bench --fidelity` measures it
 NUMBERS = re.compile(r"\d+(,\d+)*")
@@ -150,7 +151,7 @@ class ComputeParams:
         _one_of("runner", self.runner, get_args(Runner))
         if self.workers != "auto":
             _within("workers", self.workers, 1, 1024)
-        if self.cluster is not None and self.runner not in ("dask", "ray"):
+        if self.cluster is not None and self.runner not in CLUSTERS:
             raise UserError(f"cluster {self.cluster!r} needs --runner dask or --runner ray, not {self.runner}")
         _within("source_cache_gb", self.source_cache_gb, 0.0, 1e6)
 

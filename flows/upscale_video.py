@@ -21,7 +21,7 @@ from flows.patience import Patience
 from flows.results import result_storage
 from flows.runners import settled, shared_api, task_runner
 from flows.upscale_segments import SegmentsFailed, upscale_segments
-from tasks import heap, stop
+from tasks import halt, heap, stop
 from tasks.assemble import assemble
 from tasks.events import JobPlanned, SegmentReused, StageEntered, tell
 from tasks.images import all_there, foreign_image, publish_images, unpack_images, whole_of
@@ -219,12 +219,15 @@ def _produce(
     _sweep(work, job)
     work.mkdir(parents=True, exist_ok=True)
     _abort_uploads(job, outputs.url)
+    halt.forget(job)  # a run that was killed may have left it
     computed: frozenset[int] = frozenset()
     with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name:
         for attempt in range(ROUNDS):
-            with watching(job, frozenset(job.finished())):
-                computed |= _compute_missing(job, plan, compute, cache_dir, lease)
-            _sweep(work, job, keep=Path(name))  # of workers that died
+            try:
+                with watching(job, frozenset(job.finished())):
+                    computed |= _compute_missing(job, plan, compute, cache_dir, lease)
+            finally:
+                _sweep(work, job, keep=Path(name))  # of workers that died, or were ended with what they were at
             try:
                 merged, notes = _put_together(job, plan, Path(name), cache_dir, compute, verify)
                 break
