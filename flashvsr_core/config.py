@@ -25,6 +25,7 @@ Switch = Literal["auto", "on", "off"]
 Offload = Literal["auto", "none", "dit", "kv", "weights"]
 OnOom = Literal["retry", "fail"]
 Runner = Literal["auto", "threads", "processes", "dask", "ray"]
+CLUSTERS = ("dask", "ray")
 
 FAST_DB = 38.0  # PSNR that profile fast must keep against exact; `flashvsr bench --fidelity` measures it
 NUMBERS = re.compile(r"\d+(,\d+)*")
@@ -189,7 +190,7 @@ class ComputeParams:
             parse_bytes(self.memory_limit)
         if self.workers != "auto":
             _within("workers", self.workers, 1, 1024)
-        if self.cluster is not None and self.runner not in ("dask", "ray"):
+        if self.cluster is not None and self.runner not in CLUSTERS:
             raise UserError(f"cluster {self.cluster!r} needs --runner dask or --runner ray, not {self.runner}")
         _within("source_cache_gb", self.source_cache_gb, 0.0, 1e6)
 

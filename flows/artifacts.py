@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
+from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import FlowRunContext
@@ -75,10 +76,8 @@ def run_artifacts(progress: RunProgress) -> Iterator[None]:
             look = 0
             while True:
                 ending = over.wait(SECONDS if look else 0.5)
-                try:
+                with _harmless("the run's artifacts", logging.DEBUG):
                     artifacts.write(table=ending or look % TABLE_LOOKS == 0)
-                except Exception as error:  # noqa: BLE001 - the run matters, what is shown of it does not
-                    log.debug("artifacts not written: %s", error)
                 if ending:
                     return
                 look += 1
@@ -90,6 +89,21 @@ def run_artifacts(progress: RunProgress) -> Iterator[None]:
     finally:
         over.set()
         thread.join(LONGEST_END)
+
+
+def show_table(rows: list[dict[str, Any]], key: str, description: str) -> None:
+    """A table in Prefect's UI, of the run around us; one that cannot be written is missed, and fails nothing."""
+    with _harmless(f"the table {key}", logging.WARNING):
+        create_table_artifact(rows, key=key, description=description)
+
+
+@contextmanager
+def _harmless(what: str, level: int) -> Iterator[None]:
+    """The run matters, what is shown of it does not."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        log.log(level, "%s was not written to Prefect: %s", what, error)
 
 
 def segment_rows(now: Snapshot) -> list[dict[str, Any]]:

@@ -16,11 +16,13 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger, ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import EntrypointType, Flow
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.workers.process import ProcessWorker
 
 from flashvsr_core.errors import UserError
 from flows import settings
 from flows.dead_runs import DEAD_AFTER, heartbeat_environment, watch_for_dead_runs
+from flows.patience import CLIENT_RETRIES, patient_environment, patiently
 from flows.server import prefect_client
 from tasks.storage import urls
 
@@ -59,15 +61,19 @@ def deploy(inbox: Inbox | None, pool: str | None = None, dead_after: int = DEAD_
     Returns the deployments' names.
     """
     with prefect_client() as client:
-        found = _declared()
-        pool = pool or str(found[0]["work_pool"]["name"])
-        _make_pool(client, pool)
-        deployments = _deployments(client, found, inbox)
-        watch_for_dead_runs(client, dead_after)
+        return patiently(lambda: _deployed(client, inbox, pool, dead_after))
+
+
+def _deployed(client: SyncPrefectClient, inbox: Inbox | None, pool: str | None, dead_after: int) -> list[str]:
+    found = _declared()
+    pool = pool or str(found[0]["work_pool"]["name"])
+    _make_pool(client, pool)
+    deployments = _deployments(client, found, inbox)
+    watch_for_dead_runs(client, dead_after)
     names = []
     for deployment in deployments:
         deployment.work_pool_name = pool
-        deployment.job_variables = {"env": heartbeat_environment(dead_after)}
+        deployment.job_variables = {"env": patient_environment() | heartbeat_environment(dead_after)}
         deployment.apply()
         names.append(f"{deployment.flow_name}/{deployment.name}")
         log.info("deployed %s to %s", names[-1], pool)
@@ -77,9 +83,10 @@ def deploy(inbox: Inbox | None, pool: str | None = None, dead_after: int = DEAD_
 def serve(inbox: Inbox | None, limit: int = 1) -> None:
     """Run what is deployed in this process's children, until interrupted: one machine needs no pool and no worker."""
     with prefect_client() as client:
-        deployments = _deployments(client, _declared(), inbox)
-        watch_for_dead_runs(client, DEAD_AFTER)
-    prefect.serve(*deployments, limit=limit)
+        deployments = patiently(lambda: _deployments(client, _declared(), inbox))
+        patiently(lambda: watch_for_dead_runs(client, DEAD_AFTER))
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: CLIENT_RETRIES}):  # the children inherit it
+        patiently(lambda: prefect.serve(*deployments, limit=limit))
 
 
 def _declared() -> list[dict[str, Any]]:

@@ -5,11 +5,12 @@ import time
 from dataclasses import dataclass
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import AlreadyRunning, UserError
 from flows import settings
+from flows.artifacts import show_table
+from flows.patience import patiently
 from flows.upscale_batch import BatchReport, artifact_key, checked_folder, upscale_batch
 from tasks.folder import Folder, Skipped
 from tasks.media.encode import EncodeParams
@@ -85,17 +86,20 @@ def inbox_sweep(
             _tell(report)
             if not ready:
                 return report
-            batch = upscale_batch(
-                place.url,
-                place.root,
-                files=[entry.name for entry in ready],
-                params=params,
-                encode=encode,
-                compute=compute,
-                store=store,
-                segment_frames=segment_frames,
-                verify=verify,
-                ledger=book.url,
+            # Again, it makes only what the first call did not.
+            batch = patiently(
+                lambda: upscale_batch(
+                    place.url,
+                    place.root,
+                    files=[entry.name for entry in ready],
+                    params=params,
+                    encode=encode,
+                    compute=compute,
+                    store=store,
+                    segment_frames=segment_frames,
+                    verify=verify,
+                    ledger=book.url,
+                )
             )
             return SweepReport(place.url, done, report.handed, report.skipped, batch)
     except AlreadyRunning as error:
@@ -143,4 +147,4 @@ def _tell(report: SweepReport) -> None:
     rows = [{"source": name, "status": "handed over", "reason": ""} for name in report.handed]
     rows += [{"source": s.source, "status": "left alone", "reason": s.reason} for s in report.skipped]
     if rows:
-        create_table_artifact(rows, key=artifact_key("inbox", report.inbox), description=str(report))
+        show_table(rows, artifact_key("inbox", report.inbox), str(report))

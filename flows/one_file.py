@@ -6,12 +6,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import httpx
 from prefect.exceptions import MissingResult
-from prefect.settings import get_current_settings
 from prefect.states import State
 
-from flashvsr_core.errors import AlreadyRunning, BadInput, FlashvsrError, TransientError, UserError
+from flashvsr_core.errors import AlreadyRunning, BadInput, FlashvsrError, UserError
+from flows.patience import ServerLost, lost, of_server, patiently
 from flows.upscale_video import upscale_video
 from tasks.folder import Folder, made_from
 from tasks.report import RunReport, report_beside
@@ -35,10 +34,6 @@ class FileResult:
     seconds: float = 0.0
     error: str = ""
     exit_code: int = 0
-
-
-class ServerLost(TransientError):
-    """Prefect's server cannot be reached: no file's fault, and no file can go on."""
 
 
 def upscale_file(
@@ -89,18 +84,22 @@ def _run(source: Entry, output: str, force: bool, options: dict[str, Any], book:
 
     What is found at the output is replaced only if it is ours: other content is another job.
     """
+
+    def attempt() -> tuple[Status, int]:
+        own = made_from(output, source.url)
+        state = upscale_video(source.url, output, force=force or own, return_state=True, **options)
+        return outcome(state, source.url, output)
+
     if book is not None:
         book.begin(source)
     try:
-        own = made_from(output, source.url)
-        state = upscale_video(source.url, output, force=force or own, return_state=True, **options)
-        made = outcome(state, source.url, output)
+        made = patiently(attempt)
     except Exception as error:
-        lost = _is_of_server(error)
+        away = isinstance(error, ServerLost) or of_server(error)
         if book is not None:
-            _note(book, source, error, forgive=lost or isinstance(error, AlreadyRunning))
-        if lost:
-            raise ServerLost(f"{get_current_settings().api.url} does not answer ({error!r}); run again") from error
+            _note(book, source, error, forgive=away or isinstance(error, AlreadyRunning))
+        if away and not isinstance(error, ServerLost):
+            raise lost(error) from error
         raise
     if book is not None:
         book.done(source, output)
@@ -122,16 +121,6 @@ def outcome(state: State[Any], source: str, output: str) -> tuple[Status, int]:
     if isinstance(made, RunReport):
         return "already done" if made.status == "already done" else "done", made.frames
     raise made if isinstance(made, Exception) else FlashvsrError(f"it ended as {state.name}: {state.message}")
-
-
-def _is_of_server(error: BaseException) -> bool:
-    """Whether an error is that of a request to Prefect's server."""
-    try:
-        return isinstance(error, httpx.HTTPError) and str(error.request.url).startswith(
-            str(get_current_settings().api.url)
-        )
-    except RuntimeError:  # how httpx says that the error knows no request
-        return False
 
 
 def _note(book: Ledger, source: Entry, error: Exception, forgive: bool) -> None:

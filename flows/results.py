@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prefect.filesystems import RemoteFileSystem
 
+from flows.patience import patiently
 from tasks.storage import urls
 from tasks.storage.jobs import Job
 
@@ -18,5 +19,6 @@ def result_storage(job: Job) -> Path | RemoteFileSystem:
     if urls.is_local(url):
         return urls.local_path(url)
     storage = RemoteFileSystem(basepath=url)
-    storage.save(f"flashvsr-{hashlib.sha256(url.encode()).hexdigest()[:12]}", overwrite=True)
+    name = f"flashvsr-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    patiently(lambda: storage.save(name, overwrite=True))
     return storage

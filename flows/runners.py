@@ -10,11 +10,9 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flashvsr_core.config import ComputeParams
+from flashvsr_core.config import CLUSTERS, ComputeParams
 from flashvsr_core.errors import UserError
 from tasks.gpu import devices_of, pins
-
-CLUSTERS = ("dask", "ray")
 
 # On each device one segment computes (its lock sees to that) while the one before it is checked and stored.
 _TASKS_PER_DEVICE = 2

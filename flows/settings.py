@@ -12,6 +12,8 @@ ROOTS = "FLASHVSR_ROOTS"  # comma-separated folders and URLs; unset: every place
 MODELS = "FLASHVSR_MODELS"
 WORK = "FLASHVSR_WORK"
 METRICS = "FLASHVSR_METRICS"  # file for Prometheus; unset: nothing is counted
+SERVER_PATIENCE = "FLASHVSR_SERVER_PATIENCE"  # seconds that work waits for Prefect's server
+PATIENT = 120.0  # as long as restarts of a server on a busy machine took, and as long again
 
 
 def roots() -> Roots:
@@ -29,6 +31,20 @@ def metrics() -> Path | None:
     """The metrics file of this machine, if its operator wants one."""
     found = os.environ.get(METRICS)
     return Path(found).expanduser().absolute() if found else None
+
+
+def server_patience() -> float:
+    """Seconds that a piece of work waits for a Prefect server that is slow or away."""
+    text = os.environ.get(SERVER_PATIENCE)
+    if not text:
+        return PATIENT
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UserError(f"{SERVER_PATIENCE} {text!r} must be a number of seconds, at least 0")
+    return seconds
 
 
 def with_environment(compute: ComputeParams) -> ComputeParams:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import FlashvsrError
 from flows import settings
+from flows.artifacts import show_table
 from flows.one_file import FileResult, Status, upscale_file
 from tasks.folder import Folder, Skipped
 from tasks.media.encode import EncodeParams
@@ -115,7 +115,7 @@ def upscale_batch(
     results = tuple(upscale_file(place, source, taken, force, options, book) for source in sources)
     report = BatchReport(place.url, place.root, results, tuple(skipped), time.monotonic() - begun)
     log.info("%s", report)
-    create_table_artifact(table_of(report), key=artifact_key("batch", place.url), description=str(report))
+    show_table(table_of(report), artifact_key("batch", place.url), str(report))
     if report.failed:
         raise BatchFailed(report)
     return report

@@ -1,6 +1,7 @@
 """The subflow that computes segments: one GPU-tagged task each, on the configured runner."""
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,12 @@ from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.states import State
 
-from flashvsr_core.config import ComputeParams
+from flashvsr_core.config import CLUSTERS, ComputeParams
 from flashvsr_core.errors import FlashvsrError
 from flashvsr_core.segments import SegmentPlan
+from flows.patience import Patience, may_pass
 from flows.runners import one_gpu_each
-from tasks import stop
+from tasks import halt, stop
 from tasks.events import SegmentFailed, tell
 from tasks.plan import read_plan
 from tasks.storage.jobs import Job, SegmentResult
@@ -22,6 +24,8 @@ from tasks.upscale import upscale_segment
 from tasks.workers import WorkerDied
 
 log = logging.getLogger(__name__)
+
+_LOOK = 0.3  # seconds between looks whether what runs shall be given up
 
 
 class SegmentsFailed(FlashvsrError):
@@ -41,17 +45,18 @@ def upscale_segments(job: Job, indices: list[int], compute: ComputeParams, cache
     segments = read_plan(job).segments
     order = longest_first([segments[index] for index in indices])
     outcomes: dict[int, SegmentResult | BaseException] = {}
-    with _stopping_on_signals():
-        held = {segment.index: job.holds(segment.index) for segment in order}
-        with one_gpu_each(compute):
-            futures = {
-                segment.index: upscale_segment.with_options(refresh_cache=not held[segment.index]).submit(
-                    job, segment, compute, cache_dir
-                )
-                for segment in order
-            }
-        for index, future in futures.items():
-            outcomes[index] = _outcome(future)
+    patience = Patience()
+    futures: dict[int, PrefectFuture[SegmentResult]] = {}
+    with _stopping_on_signals(job, compute, futures):
+        while order:
+            futures.update(_handed_out(job, order, compute, cache_dir))
+            outcomes |= {segment.index: _outcome(futures[segment.index]) for segment in order}
+            # A server that gave a segment no slot of a limit, or took none back, says nothing about the segment.
+            away = {i: found for i, found in outcomes.items() if isinstance(found, BaseException) and may_pass(found)}
+            outcomes |= {index: made for index in away if (made := job.result(index)) is not None}
+            order = [segment for segment in order if outcomes[segment.index] is away.get(segment.index)]
+            if order:
+                patience.wait(away[order[0].index])
     failures = {index: found for index, found in outcomes.items() if not isinstance(found, SegmentResult)}
     if failures:
         for index, error in failures.items():
@@ -60,26 +65,56 @@ def upscale_segments(job: Job, indices: list[int], compute: ComputeParams, cache
     return [found for index in indices if isinstance(found := outcomes[index], SegmentResult)]
 
 
+def _handed_out(
+    job: Job, segments: Sequence[SegmentPlan], compute: ComputeParams, cache_dir: Path
+) -> dict[int, PrefectFuture[SegmentResult]]:
+    held = {segment.index: job.holds(segment.index) for segment in segments}
+    with one_gpu_each(compute):
+        return {
+            segment.index: upscale_segment.with_options(refresh_cache=not held[segment.index]).submit(
+                job, segment, compute, cache_dir
+            )
+            for segment in segments
+        }
+
+
 def longest_first(segments: Sequence[SegmentPlan]) -> list[SegmentPlan]:
     """The order in which segments are handed out: a long one begun last would leave the other devices idle."""
     return sorted(segments, key=lambda segment: (-segment.frames, segment.index))
 
 
 @contextmanager
-def _stopping_on_signals() -> Iterator[None]:
+def _stopping_on_signals(
+    job: Job, compute: ComputeParams, futures: dict[int, PrefectFuture[SegmentResult]]
+) -> Iterator[None]:
     """Ctrl-C: running segments are finished, no other is begun. A termination signal: running ones are given up too.
 
-    Said before Prefect waits, as it leaves the flow, for whatever still runs.
+    Said before Prefect waits, as it leaves the flow, for whatever still runs; for clusters, whose work Prefect gives up
+    as it leaves, it is waited for here.
     """
     try:
         yield
     except KeyboardInterrupt:
         stop.ask("soon")
         log.warning("interrupted: finishing the segments that run; interrupt again to give them up")
+        if compute.runner in CLUSTERS:
+            _finish(job, tuple(futures.values()))
         raise
     except TerminationSignal:
         stop.ask("now")
         raise
+
+
+def _finish(job: Job, futures: Sequence[PrefectFuture[SegmentResult]]) -> None:
+    """Have workers elsewhere begin nothing more, and wait for what they are at, until it shall be given up."""
+    waiting = threading.Thread(target=lambda: [_outcome(future) for future in futures], name="finish", daemon=True)
+    halt.ask(job)
+    try:
+        waiting.start()
+        while waiting.is_alive() and stop.asked() != "now":
+            waiting.join(_LOOK)
+    finally:
+        halt.forget(job)
 
 
 def _outcome(future: PrefectFuture[SegmentResult]) -> SegmentResult | BaseException:
@@ -87,7 +122,11 @@ def _outcome(future: PrefectFuture[SegmentResult]) -> SegmentResult | BaseExcept
     try:
         future.wait()
         state = future.state
+        if not state.is_final():  # Dask's futures keep to themselves what failed around the task
+            future.result()
     except Exception as error:  # noqa: BLE001 - Dask and Ray have many names for it
+        if may_pass(error):
+            return error
         return WorkerDied(f"the worker was lost ({type(error).__name__}: {error}); run again")
     return state.result() if state.is_completed() else _error(state)
 

@@ -17,10 +17,11 @@ from flashvsr_core.errors import FlashvsrError, TransientError, UserError
 from flows import settings
 from flows.logs import job_log
 from flows.observe import costs_so_far, observed, warnings_so_far
+from flows.patience import Patience
 from flows.results import result_storage
 from flows.runners import settled, shared_api, task_runner
 from flows.upscale_segments import SegmentsFailed, upscale_segments
-from tasks import heap, stop
+from tasks import halt, heap, stop
 from tasks.assemble import assemble
 from tasks.events import JobPlanned, SegmentReused, StageEntered, tell
 from tasks.images import all_there, foreign_image, publish_images, unpack_images, whole_of
@@ -220,13 +221,16 @@ def _produce(
     _sweep(work, job)
     work.mkdir(parents=True, exist_ok=True)
     _abort_uploads(job, outputs.url)
+    halt.forget(job)  # a run that was killed may have left it
     computed: frozenset[int] = frozenset()
     with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name:
         for attempt in range(ROUNDS):
             finished = frozenset(job.finished())
-            with watching(job, finished), scouting(plan, finished, compute, cache_dir):
-                computed |= _compute_missing(job, plan, compute, cache_dir, lease)
-            _sweep(work, job, keep=Path(name))  # of workers that died
+            try:
+                with watching(job, finished), scouting(plan, finished, compute, cache_dir):
+                    computed |= _compute_missing(job, plan, compute, cache_dir, lease)
+            finally:
+                _sweep(work, job, keep=Path(name))  # of workers that died, or were ended with what they were at
             try:
                 merged, notes = _put_together(job, plan, Path(name), cache_dir, compute, verify)
                 break
@@ -301,7 +305,8 @@ def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir:
     everything = [segment.index for segment in plan.segments]
     missing = frozenset(everything) - job.finished().keys()
     wanted = everything
-    for attempt in range(ROUNDS):
+    attempt, patience = 0, Patience()
+    while wanted:
         lease.check()
         subflow = upscale_segments.with_options(
             task_runner=task_runner(compute), result_storage=result_storage(job), persist_result=False
@@ -312,13 +317,17 @@ def _compute_missing(job: Job, plan: JobPlan, compute: ComputeParams, cache_dir:
             break
         except SegmentsFailed as error:
             transient = all(isinstance(cause, TransientError) for cause in error.failures.values())
-            if not transient or attempt == ROUNDS - 1:
+            attempt += 1
+            if not transient or attempt == ROUNDS:
                 raise
             # A worker may have died after it had stored its segment.
             wanted = sorted(error.failures.keys() - job.finished().keys())
             log.warning("trying %d segments again: %s", len(wanted), error)
-            if not wanted:
-                break
+        except Exception as error:
+            # Prefect's engine may have failed at telling its server how the subflow ended.
+            if not patience.wait(error):
+                raise
+            wanted = sorted(set(wanted) - job.finished().keys())
     return missing
 
 

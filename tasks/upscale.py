@@ -15,14 +15,14 @@ from prefect import task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 
-from flashvsr_core.config import ComputeParams
+from flashvsr_core.config import CLUSTERS, ComputeParams
 from flashvsr_core.cuts import CONTEXT
 from flashvsr_core.errors import BadInput, FlashvsrError, OutOfMemory, TransientError, UserError
 from flashvsr_core.layout import Planes
 from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, rgb_packer, yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
-from tasks import heap, stop
+from tasks import halt, heap, stop
 from tasks.ahead import Ahead, Stalled, encoder_note
 from tasks.beat import Heart, beating, forget_beat, this_worker
 from tasks.events import FramesDone, SegmentComputed, SegmentStarted, tell
@@ -81,6 +81,8 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
     keep_compiled(cache_dir)
     if (held := job.result(segment.index)) is not None:
         return held
+    if compute.runner in CLUSTERS:
+        halt.before_segment(job)
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
     check_space(plan, segment, work)

@@ -117,6 +117,7 @@ def watching(job: Job, finished: frozenset[int] = frozenset()) -> Iterator[None]
     def keep_on() -> None:
         while not over.wait(seconds):
             watch.look()
+        watch.look()
 
     events.log.addHandler(known)
     thread = threading.Thread(target=keep_on, name="watch", daemon=True)
@@ -126,5 +127,4 @@ def watching(job: Job, finished: frozenset[int] = frozenset()) -> Iterator[None]
     finally:
         over.set()
         thread.join()
-        watch.look()
         events.log.removeHandler(known)

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -94,10 +94,18 @@ def pipeline(console: Console, loudness: "Loudness") -> "Iterator[Callable[..., 
             stack.enter_context(prefect_api())
             # Imported late: Prefect reads where its server is when it is imported.
             from flows.cli.progress import shown
+            from flows.patience import patiently
+            from flows.server import prefect_client
             from flows.upscale_video import upscale_video
 
+        def upscale(*arguments: Any, **options: Any) -> "RunReport":
+            # Again, it makes only what is missing, and nothing where only the run's end could not be told.
+            return patiently(lambda: upscale_video(*arguments, **options))
+
         with shown(console, loudness), heeding_interrupts():
-            yield upscale_video
+            with prefect_client():
+                pass  # it answers, so that Prefect's engine, which would give up at once, finds it
+            yield upscale
 
 
 def _starting(console: Console, loudness: "Loudness") -> AbstractContextManager[object]:

@@ -19,7 +19,7 @@ import psutil
 from flashvsr_core.errors import FlashvsrError
 from tasks.storage.local import locked
 
-_QUIET = {
+_SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_CLI_PROMPT": "false",
@@ -27,6 +27,8 @@ _QUIET = {
     # Failures reach the user as one line of ours, not as tracebacks of tasks.
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+    # Two minutes in all (2 + 4 + ... + 64 s) in which a server that was there may be restarted.
+    "PREFECT_CLIENT_MAX_RETRIES": "6",
 }
 
 # Prefect's senders of events and logs, by the names of their loggers: where they are slow they warn of what is left
@@ -44,14 +46,14 @@ def prefect_api() -> Iterator[None]:
     for name in SENDERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     if os.environ.get("PREFECT_API_URL"):
-        for name in ("PREFECT_LOGGING_LEVEL", "DO_NOT_TRACK"):
-            os.environ.setdefault(name, _QUIET[name])
+        for name in ("PREFECT_LOGGING_LEVEL", "DO_NOT_TRACK", "PREFECT_CLIENT_MAX_RETRIES"):
+            os.environ.setdefault(name, _SETTINGS[name])
         yield
         return
     home = platformdirs.user_cache_path("flashvsr") / f"prefect-{version('prefect')}"
     home.mkdir(parents=True, exist_ok=True)
     # A profile of the user's must not send this command to some other server.
-    os.environ |= _QUIET | {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
+    os.environ |= _SETTINGS | {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml")}
     database = home / f"run-{os.getpid()}-{secrets.token_hex(4)}.db"
     try:
         with _template(home) as template:

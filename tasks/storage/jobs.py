@@ -140,6 +140,11 @@ class Job:
         return urls.join(self.url, "live")
 
     @property
+    def halt_url(self) -> str:
+        """Is there while no further segment may begin (see tasks/halt)."""
+        return urls.join(self.url, "halt.json")
+
+    @property
     def log_url(self) -> str:
         return urls.join(self.url, LOG_NAME)
 

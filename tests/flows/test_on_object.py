@@ -15,7 +15,8 @@ from flashvsr_core.errors import UserError
 from flows import one_file, settings
 from flows.inbox import inbox_sweep, ledger_of
 from flows.on_object import ObjectFailed, upscale_on_object
-from flows.one_file import FileResult, ServerLost
+from flows.one_file import FileResult
+from flows.patience import ServerLost
 from tasks.folder import Skipped
 from tasks.media.encode import EncodeParams
 from tasks.storage import listing, urls
@@ -129,6 +130,7 @@ def test_what_fails_is_tried_so_often_and_no_more(inbox: Inbox) -> None:
 
 def test_a_lost_server_is_no_files_fault(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = inbox.put("a.mp4")
+    monkeypatch.setenv(settings.SERVER_PATIENCE, "0")
     request = httpx.Request("POST", f"{get_current_settings().api.url}/flow_runs/")
     monkeypatch.setattr(one_file, "upscale_video", broken(httpx.ConnectError("refused", request=request)))
     with pytest.raises(ServerLost):

@@ -102,7 +102,8 @@ def test_without_a_server_the_remedy_is_told(tmp_path: Path) -> None:
     told = flashvsr(env, "deploy")
     assert told.returncode == 2
     assert "PREFECT_API_URL" in told.stderr
-    told = flashvsr(env | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "deploy")
+    nobody = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "FLASHVSR_SERVER_PATIENCE": "0"}
+    told = flashvsr(env | nobody, "deploy")
     assert told.returncode == 1, told.stderr
     assert "does not answer" in told.stderr
     assert flashvsr(env, "deploy", "--inbox", "/in").returncode == 2
