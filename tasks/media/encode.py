@@ -3,7 +3,7 @@
 import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +20,7 @@ from tasks.media.codecs import CodecSpec, Container, Encoder
 from tasks.media.delivery import DELIVERIES, DeliveryName
 from tasks.media.encoder import SMALLEST_TIMESCALE, add_stream, coded_format, probe_encoder, restamp, video_frame
 from tasks.media.probe import VideoInfo
+from tasks.media.scheduling import ordinary_scheduling
 from tasks.media.size import parse_target
 from tasks.media.source import file_url, open_source, os_reason, video_streams
 
@@ -289,7 +290,8 @@ def encode_segment(
                     frame = frame.reformat(format=coded_format(encode))
                 frame.pts = frames
                 frame.time_base = 1 / rate
-                with writing(path):
+                # The first frame opens the encoder.
+                with writing(path), nullcontext() if frames else ordinary_scheduling():
                     packets += _mux(container, stream.encode(frame), packets, encode)
                 frames += 1
         if not frames:

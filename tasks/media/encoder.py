@@ -15,6 +15,7 @@ from flashvsr_core.errors import FlashvsrError, UserError
 from tasks.media import codecs
 from tasks.media.hdr import CHROMA_UNIT, LUMINANCE_UNIT
 from tasks.media.probe import VideoInfo
+from tasks.media.scheduling import ordinary_scheduling
 from tasks.media.size import sample_aspect_ratio
 from tasks.media.source import os_reason
 from tasks.media.tags import COLORSPACES, MATRIX_OF_TAG, PRIMARIES, RANGES, TAG_OF_MATRIX, TRANSFERS
@@ -170,6 +171,18 @@ def _coded_format(pix_fmt: str, nvenc: bool) -> str:
     return "p010le" if nvenc and pix_fmt == "yuv420p10le" else pix_fmt
 
 
+def _grey(width: int, height: int, pix_fmt: str, number: int) -> av.VideoFrame:
+    frame = av.VideoFrame(width, height, pix_fmt)
+    for plane in frame.planes:
+        np.frombuffer(memoryview(plane), np.uint8)[:] = 128
+    frame.pts = number
+    return frame
+
+
+def _encoded_size(context: av.video.codeccontext.VideoCodecContext, frame: av.VideoFrame | None) -> int:
+    return sum(packet.size for packet in context.encode(frame))
+
+
 @lru_cache
 def probe_encoder(encoder: str, pix_fmt: str = "yuv420p", width: int = _TRIAL[0], height: int = _TRIAL[1]) -> None:
     """Encode a few grey frames of this format and size in pixels; raises UserError with the reason where that fails.
@@ -183,14 +196,9 @@ def probe_encoder(encoder: str, pix_fmt: str = "yuv420p", width: int = _TRIAL[0]
         assert isinstance(context, av.video.codeccontext.VideoCodecContext)
         context.width, context.height, context.pix_fmt = width, height, coded
         context.time_base = Fraction(1, 25)
-        size = 0
-        for number in range(_TRIAL_FRAMES):
-            frame = av.VideoFrame(width, height, coded)
-            for plane in frame.planes:
-                np.frombuffer(memoryview(plane), np.uint8)[:] = 128
-            frame.pts = number
-            size += sum(packet.size for packet in context.encode(frame))
-        size += sum(packet.size for packet in context.encode(None))
+        with ordinary_scheduling():
+            size = sum(_encoded_size(context, _grey(width, height, coded, number)) for number in range(_TRIAL_FRAMES))
+            size += _encoded_size(context, None)
     except (av.FFmpegError, ValueError) as error:
         raise UserError(
             f"{what} does not work on this machine ({os_reason(error)}): it needs an NVIDIA GPU whose encoder can do "

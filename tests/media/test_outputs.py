@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import UserError
+from flashvsr_core.layout import Planes
 from flows.cli.doctor import doctor
 from tasks.media.codecs import NVENC, SOFTWARE
 from tasks.media.decode import read_frames
@@ -17,6 +20,7 @@ from tasks.media.delivery import DELIVERIES
 from tasks.media.encode import EncodeParams, check_segment, encode_segment, layout_of, resolve
 from tasks.media.encoder import coded_format, probe_encoder
 from tasks.media.probe import VideoInfo, probe
+from tasks.media.scheduling import real_time_threads
 from tasks.media.size import sample_aspect_ratio, target_pixels
 from tasks.plan import Request, make_plan
 from tests.media.clips import planes_of, run
@@ -174,6 +178,22 @@ def test_nvenc_is_tried_and_refused_where_it_does_not_work(info: VideoInfo) -> N
     for codec in NVENC:
         with pytest.raises(UserError, match=r"nvenc with yuv420p at 320x192 does not work.*\(.+\).*--encoder software"):
             resolve(EncodeParams(codec=codec, encoder="nvenc"), replace(info), 320, 192)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("codec", BASES)
+def test_no_encoder_keeps_real_time_threads(info: VideoInfo, tmp_path: Path, codec: str) -> None:
+    """SVT-AV1 takes them where it may (as root): while it works, afterwards, and in its test encode."""
+    encode, seen = resolve(BASES[codec], info, *SIZE), []
+
+    def chunks() -> Iterator[Planes]:
+        for planes in planes_of([lively(8), lively(8)], info, encode):
+            seen.append(real_time_threads())
+            yield planes
+
+    encode_segment(chunks(), tmp_path / "a", info, encode, *SIZE)
+    probe_encoder.__wrapped__(SOFTWARE[codec].encoder, encode.pix_fmt)
+    assert [*seen, real_time_threads()] == [frozenset()] * 3
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.mark.parametrize(
