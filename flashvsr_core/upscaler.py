@@ -1,9 +1,10 @@
 """The public surface of the core: load a model once, then turn iterators of frames into enlarged ones."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice, repeat
 
 import numpy as np
@@ -26,6 +27,7 @@ from flashvsr_core.pixels import Pack, crop, enlarge, pad, rgb_packer
 from flashvsr_core.profiles import check_device, natural_attention, natural_precision
 from flashvsr_core.registry import ModelSpec
 from flashvsr_core.segments import FIRST_READ, GRID, STEP
+from flashvsr_core.steady import Body, Recorder, Steady
 from flashvsr_core.stream import LATENT_PIXELS, Network, StreamState, latents_of, open_stream, step
 from flashvsr_core.transfer import Arriving, send, to_device
 from flashvsr_core.weights import Weights, build_network
@@ -62,6 +64,9 @@ class Upscaler:
         self.params = params
         self.device = device
         self.dtype = DTYPES[params.precision]
+        self.recorder: Callable[[], Recorder] | None = None
+        """Makes what steady steps are recorded with; None: every step is launched kernel by kernel."""
+        self._steady: tuple[Geometry, Steady] | None = None
 
     @classmethod
     def load(cls, weights: Weights, params: UpscaleParams, device: torch.device | str = "cpu") -> "Upscaler":
@@ -88,6 +93,15 @@ class Upscaler:
         topk = top_k(rows * columns, self.params.sparse_ratio, geometry.padded_height, geometry.padded_width)
         local = local_window(rows, columns, self.params.local_range).to(self.device)
         return Sparsity(local, topk, attention_backend(self.params.attention), kernels(self.params.attention))
+
+    def steady(self, geometry: Geometry, body: Body) -> Steady | None:
+        """The recordings for this size: the last size's are kept from stream to stream."""
+        if self.recorder is None:
+            return None
+        if self._steady is None or self._steady[0] != geometry:
+            self._steady = None  # its memory goes first
+            self._steady = geometry, Steady(body, self.recorder())
+        return self._steady[1]
 
     def stage(self, name: str) -> AbstractContextManager[object]:
         """Entered around each part of a step; a bench overrides it to measure."""
@@ -141,6 +155,9 @@ class _Run:
         latent_size = (geometry.padded_height // LATENT_PIXELS, geometry.padded_width // LATENT_PIXELS)
         shape = (upscaler.spec.dit.in_dim, *latent_size)
         self.noise = NoiseAhead(self.params.seed, shape, self.device)
+        body = partial(whole_step, self.net, self.sparsity, geometry, CORRECTIONS[self.params.color_fix], self.stage)
+        self.steady = upscaler.steady(geometry, body)
+        self.body = body if self.steady is None else self.steady.step
 
     def done(self, stop: int | None) -> bool:
         return stop is not None and self.emitted_to >= stop
@@ -166,6 +183,8 @@ class _Run:
         pixels = chain(lead, [opening.pixels], (frame.pixels for frame in shot))
         start = max(start, opening.index)
         state = open_stream(self.net, self.params.kv_ratio, origin)
+        if self.steady is not None:
+            self.steady.begin(state)
         position, end, last = origin, origin, opening.pixels
         want = FIRST_READ
         while True:
@@ -191,17 +210,32 @@ class _Run:
     def _step(self, state: StreamState, frames: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         """One step: returns the emitted frames T 3 H W float32 in [-1, 1], colour-corrected and cropped, and for each
         whether the model gave finite numbers. Nothing waits for the device."""
-        with self.stage("enlarge"):
+        with self.stage("fetch"):
             pixels = to_device(frames, self.device)
-            source = pad(enlarge(pixels, self.geometry), self.geometry).transpose(0, 1)[None]
         with self.stage("noise"):
             count = latents_of(len(frames), first_step=state.waiting is None)
             noise = self.noise.take(state.next_latent, count, latents_of(STEP, first_step=False)).to(self.dtype)
-        with self.stage("model"):
-            condition, decoded = step(self.net, state, source, noise, self.sparsity)
-        with self.stage("color"):
-            out, reference = (crop(x[0].transpose(0, 1).float(), self.geometry) for x in (decoded, condition))
-            return CORRECTIONS[self.params.color_fix](out, reference), out.isfinite().flatten(1).all(dim=1)
+        return self.body(state, pixels, noise)
+
+
+def whole_step(
+    net: Network,
+    sparsity: Sparsity,
+    geometry: Geometry,
+    correct: Callable[[Tensor, Tensor], Tensor],
+    stage: Callable[[str], AbstractContextManager[object]],
+    state: StreamState,
+    pixels: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One step from pixels T H W 3 on the device to the emitted frames T 3 H W, as `_Run._step` returns them."""
+    with stage("enlarge"):
+        source = pad(enlarge(pixels, geometry), geometry).transpose(0, 1)[None]
+    with stage("model"):
+        condition, decoded = step(net, state, source, noise, sparsity)
+    with stage("color"):
+        out, reference = (crop(x[0].transpose(0, 1).float(), geometry) for x in (decoded, condition))
+        return correct(out, reference), out.isfinite().flatten(1).all(dim=1)
 
 
 def _same_depth(frame: np.ndarray) -> Pack:

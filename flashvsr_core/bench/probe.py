@@ -19,7 +19,7 @@ from flashvsr_core.kernels.block_mask import select_blocks
 from flashvsr_core.models.dit import Sparsity
 from flashvsr_core.upscaler import Upscaler
 
-PARTS = ("enlarge", "noise", "model", "color", "send")  # of a step, one after the other
+PARTS = ("fetch", "noise", "enlarge", "model", "color", "send")  # of a step, one after the other
 FIRST_STAGE = PARTS[0]
 
 

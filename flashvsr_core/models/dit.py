@@ -59,6 +59,10 @@ class DitConstants:
     cross: list[tuple[Tensor, Tensor]]
 
 
+RingBuffers = tuple[Tensor, Tensor, Tensor]
+"""Keys, values and pooled keys of all slots of a ring."""
+
+
 class KvRing:
     """Keys and values one block remembers: `slots - 1` past slices and the current one, never concatenated.
 
@@ -69,7 +73,8 @@ class KvRing:
         self.slots = history + 1
         self.filled = 0
         self.next = 0
-        self.buffers: tuple[Tensor, Tensor, Tensor] | None = None
+        self.buffers: RingBuffers | None = None
+        self.spare: RingBuffers | None = None  # to be used if they fit, instead of new ones
 
     def push(self, k: Tensor, v: Tensor, windows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Add a step's slices (B heads (slices*windows) 128 d); return all visible keys, values and pooled keys.
@@ -95,18 +100,31 @@ class KvRing:
     def advance(self, windows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Count the slice that was written into `room`; return all visible keys, values and pooled keys."""
         assert self.buffers is not None
-        self.filled = max(self.filled, self.next + 1)
-        self.next = (self.next + 1) % self.slots
+        self.count()
         visible = self.filled * windows
         keys, values, pooled = (buffer[:, :, :visible] for buffer in self.buffers)
         return keys, values, pooled
 
-    def _open(self, new: tuple[Tensor, Tensor, Tensor], slices: int, windows: int) -> None:
+    def count(self) -> None:
+        """One more slice was written."""
+        self.filled = max(self.filled, self.next + 1)
+        self.next = (self.next + 1) % self.slots
+
+    def _open(self, new: RingBuffers, slices: int, windows: int) -> None:
         kept = min(slices, self.slots - 1)
-        self.buffers = tuple(t.new_empty((*t.shape[:2], self.slots * windows, *t.shape[3:])) for t in new)  # type: ignore[assignment]
+        self.buffers, self.spare = self._fitting(new, windows), None
         for buffer, tensor in zip(self.buffers or (), new):
             buffer[:, :, : kept * windows].copy_(tensor[:, :, (slices - kept) * windows :])
         self.filled, self.next = kept, kept % self.slots
+
+    def _fitting(self, new: RingBuffers, windows: int) -> RingBuffers:
+        shapes = [(*t.shape[:2], self.slots * windows, *t.shape[3:]) for t in new]
+        if self.spare is not None and all(
+            old.shape == shape and old.dtype == t.dtype for old, shape, t in zip(self.spare, shapes, new)
+        ):
+            return self.spare
+        k, v, pooled = (t.new_empty(shape) for t, shape in zip(new, shapes))
+        return k, v, pooled
 
 
 class SelfAttention(nn.Module):
@@ -279,12 +297,13 @@ class Dit(nn.Module):
         self,
         latents: Tensor,
         lq_tokens: Tensor,
-        first_latent: int,
+        first_latent: int | Tensor,
         rings: list[KvRing],
         constants: DitConstants,
         sparsity: Sparsity,
     ) -> Tensor:
-        """latents: B C F h w, F even; lq_tokens: B (F h/2 w/2) dim; first_latent: absolute index of latent frame 0."""
+        """latents: B C F h w, F even; lq_tokens: B (F h/2 w/2) dim; first_latent: absolute index of latent frame 0, as
+        a number or an integer tensor of no dimensions on the device."""
         x = self.patch_embedding(latents)
         grid = dict(zip("fhw", (size // window for size, window in zip(x.shape[2:], WINDOW))))
         x = rearrange(x, "b d (f a) (h r) (w c) -> b (f h w a r c) d", **_AXES)
@@ -306,7 +325,9 @@ class Dit(nn.Module):
         )  # fmt: skip
 
 
-def _rope(head_dim: int, grid: dict[str, int], first_latent: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _rope(
+    head_dim: int, grid: dict[str, int], first_latent: int | Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """cos and sin of every token's rotation, in window order, S x head_dim/2, float32."""
     axes = (torch.arange(grid[axis] * window, device=device) for axis, window in zip("fhw", WINDOW))
     frames, rows, columns = torch.meshgrid(*axes, indexing="ij")
