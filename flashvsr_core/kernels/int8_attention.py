@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from flashvsr_core.kernels.block_attention import Blocks, attend_torch
+from flashvsr_core.kernels.fp8_linear import LARGEST
 
 LEVELS = 127
-_SAMPLE = 32  # windows from which the mean of all keys is estimated
+_SAMPLE = 32  # windows from which the mean of all keys, and the largest of all values, are estimated
+_HEADROOM = 4  # values may be so many times as large as the largest of the sample; the others are cut
+WEIGHT_BITS = 8  # weights of attention, at most 1, are multiplied by 2 to this before they become fp8: at most 448
 
 
 class Quantised(NamedTuple):
@@ -48,3 +51,33 @@ def attend_int8_torch(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor
     per window."""
     queries, keys = quantise_torch(q, None, by_window=False), quantise_torch(k, common(k), by_window=True)
     return attend_torch(queries.restored(), keys.restored(), v.float(), blocks).to(q.dtype)
+
+
+class Values(NamedTuple):
+    """Values in fp8 (e4m3), a window's columns as rows: B heads W d 128, and what to multiply a head's with: float32
+    B heads. Matrix units read fp8 along the keys."""
+
+    values: Tensor
+    scales: Tensor
+
+    def restored(self) -> Tensor:
+        return self.values.float().transpose(-1, -2) * self.scales[:, :, None, None, None]
+
+
+def value_scales(v: Tensor) -> Tensor:
+    """float32 B heads, by which values are to be divided: fp8 is a floating format, so that a sample will do."""
+    sample = v[:, :, :: max(1, v.shape[2] // _SAMPLE)]
+    largest = torch.linalg.vector_norm(sample, ord=torch.inf, dim=(2, 3, 4), dtype=torch.float32)
+    return torch.where(largest > 0, largest * (_HEADROOM / LARGEST), 1.0)
+
+
+def values_torch(v: Tensor) -> Values:
+    """v: B heads W 128 d."""
+    scales = value_scales(v)
+    scaled = (v.float() / scales[:, :, None, None, None]).clamp(-LARGEST, LARGEST)
+    return Values(scaled.transpose(-1, -2).contiguous().to(torch.float8_e4m3fn), scales)
+
+
+def attend_int8_fp8_torch(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
+    """Reference in plain PyTorch, but for the rounding of weights: it depends on the order of the blocks."""
+    return attend_int8_torch(q.float(), k.float(), values_torch(v).restored(), blocks).to(q.dtype)

@@ -1,15 +1,19 @@
-"""`int8_attention` in Triton: two passes that quantise, and the walk over selected blocks with int8 products."""
+"""`int8_attention` in Triton: passes that quantise, and the walk over selected blocks with 8-bit products."""
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flashvsr_core.errors import UserError
 from flashvsr_core.kernels import block_attention_triton as exact
 from flashvsr_core.kernels.block_attention import BlockList, Blocks
 from flashvsr_core.kernels.block_attention_triton import WINDOW, Tile
-from flashvsr_core.kernels.int8_attention import LEVELS, Quantised, common
+from flashvsr_core.kernels.fp8_linear import LARGEST
+from flashvsr_core.kernels.int8_attention import LEVELS, WEIGHT_BITS, Quantised, Values, common, value_scales
 from flashvsr_core.kernels.token_ops_triton import on
 
 _HEAD_DIMS = (32, 64, 128)  # int8 products are at least 32 deep
@@ -42,10 +46,14 @@ def _quantise(
 
 @triton.jit
 def _attend(
-    q, k, v, q_scales, k_scales, out, counts, indices, order, v_batch, v_head, heads, query_windows, key_windows, scale,
-    TOKENS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, v, q_scales, k_scales, v_scales, out, counts, indices, order, v_batch, v_head, heads, query_windows, key_windows, scale,
+    TOKENS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr, WEIGHT_BITS: tl.constexpr,
 ):  # fmt: skip
-    """As `block_attention_triton._attend`. q, k int8 without gaps; q_scales by token, k_scales alike in a window."""
+    """As `block_attention_triton._attend`. q, k int8 without gaps; q_scales by token, k_scales alike in a window.
+
+    WEIGHT_BITS 0: v as there. Otherwise fp8, rows of TOKENS, DIM of them a window; v_batch, v_head count windows, and
+    v_scales has what a head's values are to be multiplied with.
+    """
     head = tl.program_id(1)
     window = tl.load(order + head.to(tl.int64) * query_windows + tl.program_id(0))
     row = head.to(tl.int64) * query_windows + window
@@ -69,14 +77,33 @@ def _attend(
         factor = q_scale * tl.load(k_scales + k_first.to(tl.int64) + first)
         # Maxima of whole numbers, before scaling: scale and difference are one fused multiply-add.
         higher = tl.maximum(peak, tl.max(scores, 1).to(tl.float32) * factor)
-        weights = tl.exp2(scores.to(tl.float32) * factor[:, None] - higher[:, None])
+        weights = tl.exp2(scores.to(tl.float32) * factor[:, None] - (higher - WEIGHT_BITS)[:, None])
         shrink = tl.exp2(peak - higher)
         total = total * shrink + tl.sum(weights, 1)
-        value = v.load([v_first + first, 0])
+        if WEIGHT_BITS:
+            value = tl.trans(v.load([(v_first + first // TOKENS) * DIM, first % TOKENS]))
+        else:
+            value = v.load([v_first + first, 0])
         result = tl.dot(weights.to(value.dtype), value, result * shrink[:, None], input_precision=PRECISION)
         peak = higher
+    if WEIGHT_BITS:
+        result *= tl.load(v_scales + head)
     result = result / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(out + target, result.to(out.dtype.element_ty))
+
+
+@triton.jit
+def _quantise_values(
+    v, scales, out, v_batch, v_head, heads, windows, TOKENS: tl.constexpr, DIM: tl.constexpr, LARGEST: tl.constexpr
+):  # fmt: skip
+    """One window of one head, transposed."""
+    window, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    tokens, columns = tl.arange(0, TOKENS), tl.arange(0, DIM)
+    first = (head // heads) * v_batch + (head % heads) * v_head + window * TOKENS * DIM
+    value = tl.load(v + first + tokens[:, None] * DIM + columns[None, :]).to(tl.float32) / tl.load(scales + head)
+    value = tl.trans(tl.minimum(tl.maximum(value, -LARGEST), LARGEST))
+    place = (head * windows + window) * TOKENS * DIM + columns[:, None] * TOKENS + tokens[None, :]
+    tl.store(out + place, value.to(out.dtype.element_ty))
 
 
 def attend_int8(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
@@ -84,6 +111,13 @@ def attend_int8(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
     or 128."""
     check("int8", q)
     return attend_quantised(quantise(q, None, by_window=False), quantise(k, common(k), by_window=True), v, blocks)
+
+
+def attend_int8_fp8(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
+    """As `attend_int8`, with weights and values in fp8: compute capability 8.9 and later."""
+    check("int8", q)
+    queries, keys = quantise(q, None, by_window=False), quantise(k, common(k), by_window=True)
+    return attend_quantised(queries, keys, quantise_values(v), blocks, dtype=q.dtype)
 
 
 def check(name: str, q: Tensor) -> None:
@@ -107,19 +141,54 @@ def quantise(x: Tensor, less: Tensor | None, by_window: bool) -> Quantised:
     return Quantised(out, scales)
 
 
-def attend_quantised(q: Quantised, k: Quantised, v: Tensor, blocks: Blocks, tile: Tile = TILE) -> Tensor:
-    """The walk alone; the result has the type of v, in memory as that of `attend_triton`."""
+def quantise_values(v: Tensor) -> Values:
+    """See `int8_attention.values_torch`. A head's windows may be the start of a longer buffer."""
+    batch, heads, windows, tokens, dim = v.shape
+    v = v if v[0, 0].is_contiguous() else v.contiguous()
+    scales = value_scales(v)
+    out = torch.empty(batch, heads, windows, dim, tokens, dtype=torch.float8_e4m3fn, device=v.device)
+    with on(v):
+        _quantise_values[(windows, batch * heads)](
+            v, scales, out, v.stride(0), v.stride(1), heads, windows,
+            TOKENS=tokens, DIM=dim, LARGEST=LARGEST, num_warps=8,
+        )  # fmt: skip
+    return Values(out, scales)
+
+
+def attend_quantised(
+    q: Quantised,
+    k: Quantised,
+    v: Tensor | Values,
+    blocks: Blocks,
+    tile: Tile | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The walk alone; the result has the type of v or `dtype`, in memory as that of `attend_triton`."""
     listed: BlockList = exact.list_blocks(blocks) if isinstance(blocks, Tensor) else blocks
     batch, heads, query_windows, tokens, dim = q.values.shape
-    v = v if v[0, 0].is_contiguous() else v.contiguous()
-    # Tiles of float32 are twice as large as there is room for.
-    tile = tile if v.element_size() == 2 else exact.SINGLE
-    out = v.new_empty(batch, query_windows, tokens, heads, dim)
-    with on(v):
+    if isinstance(v, Values):
+        tile, (values, scales) = tile or TILE, v
+        rows, unit = _columns(values, tile.keys), tokens * dim
+    else:
+        # Tiles of float32 are twice as large as there is room for.
+        tile = tile or TILE if v.element_size() == 2 else exact.SINGLE
+        values = v if v[0, 0].is_contiguous() else v.contiguous()
+        rows, unit, scales = exact.as_rows(values, tile.keys), dim, q.scales
+    out = torch.empty(
+        batch, query_windows, tokens, heads, dim, dtype=dtype or values.dtype, device=values.device
+    )  # fmt: skip
+    with on(values):
         _attend[(query_windows, batch * heads)](
-            q.values, exact.as_rows(k.values, tile.keys), exact.as_rows(v, tile.keys), q.scales, k.scales, out,
-            listed.counts, listed.indices, exact.order_rows(listed), v.stride(0) // dim, v.stride(1) // dim,
-            heads, query_windows, k.values.shape[2], dim**-0.5 * exact.LOG2_E,
-            TOKENS=tokens, KEYS=tile.keys, DIM=dim, PRECISION="ieee", num_warps=tile.warps, num_stages=tile.stages,
+            q.values, exact.as_rows(k.values, tile.keys), rows, q.scales, k.scales, scales, out,
+            listed.counts, listed.indices, exact.order_rows(listed), values.stride(0) // unit,
+            values.stride(1) // unit, heads, query_windows, k.values.shape[2], dim**-0.5 * exact.LOG2_E,
+            TOKENS=tokens, KEYS=tile.keys, DIM=dim, PRECISION="ieee",
+            WEIGHT_BITS=WEIGHT_BITS if isinstance(v, Values) else 0, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out.permute(0, 3, 1, 2, 4)
+
+
+def _columns(values: Tensor, count: int) -> TensorDescriptor:
+    """B heads W d 128 as rows of 128 tokens, of which windows read all d, `count` tokens at once."""
+    *windows, dim, tokens = values.shape
+    return TensorDescriptor(values, [math.prod(windows) * dim, tokens], [tokens, 1], [dim, count])

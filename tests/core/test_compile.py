@@ -67,6 +67,9 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]] 
                 {"TOKENS": 128, "KEYS": 128, "DIM": 128, "PRECISION": "ieee"}, {"num_warps": 8, "num_stages": 2}),
     "_repeat": ("pixels_triton", {"x": "*half", "out": "*half", "height": "i32", "width": "i32"},
                 {"STRIDE": 2, "CHANNELS": 128, "PIXELS": 16}, {}),
+    "_finish": ("pixels_triton",
+                {"x": "*half", "out": "*half", "pixels": "i32", "out_channel": "i32", "out_frame": "i32"},
+                {"STRIDE": 8, "PIXELS": 1024}, {}),
 }  # fmt: skip
 
 
@@ -77,14 +80,21 @@ FROM_8_0 = {  # Triton multiplies int8 from here on; older GPUs are refused anyw
                   {"LESS": True, "BY_WINDOW": True, "TOKENS": 128, "DIM": 128, "LEVELS": 127}, {"num_warps": 8}),
     "_attend int8": ("int8_attention_triton",
                      {"q": "*i8", "k": "tensordesc<i8[128,128]>", "v": "tensordesc<half[128,128]>",
-                      "q_scales": "*fp32", "k_scales": "*fp32", "out": "*half", "counts": "*i32", "indices": "*i32",
+                      "q_scales": "*fp32", "k_scales": "*fp32", "v_scales": "*fp32", "out": "*half", "counts": "*i32", "indices": "*i32",
                       "order": "*i32"}
                      | dict.fromkeys(("v_batch", "v_head", "heads", "query_windows", "key_windows"), "i32")
                      | {"scale": "fp32"},
-                     {"TOKENS": 128, "KEYS": 128, "DIM": 128, "PRECISION": "ieee"},
+                     {"TOKENS": 128, "KEYS": 128, "DIM": 128, "PRECISION": "ieee", "WEIGHT_BITS": 0},
                      {"num_warps": 8, "num_stages": 2}),
 }  # fmt: skip
+_INT8 = FROM_8_0["_attend int8"]
 FROM_8_9 = {  # fp8
+    "_attend int8 fp8": (_INT8[0], _INT8[1] | {"v": "tensordesc<fp8e4nv[128,128]>"}, _INT8[2] | {"WEIGHT_BITS": 8},
+                         _INT8[3]),
+    "_quantise_values": ("int8_attention_triton",
+                         {"v": "*half", "scales": "*fp32", "out": "*fp8e4nv"}
+                         | dict.fromkeys(("v_batch", "v_head", "heads", "windows"), "i32"),
+                         {"TOKENS": 128, "DIM": 128, "LARGEST": 448.0}, {"num_warps": 8}),
     "_quantise_rows": ("fp8_linear_triton", {"x": "*half", "out": "*fp8e4nv", "scales": "*fp32", "dim": "i32"},
                        {"GELU": True, "LARGEST": 448.0, "WIDTH": 16384}, {"num_warps": 8}),
 }  # fmt: skip

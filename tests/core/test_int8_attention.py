@@ -8,7 +8,13 @@ from torch import Tensor
 
 from flashvsr_core.errors import UserError
 from flashvsr_core.kernels.block_attention import attend_torch
-from flashvsr_core.kernels.int8_attention import attend_int8_torch, common, quantise_torch
+from flashvsr_core.kernels.int8_attention import (
+    attend_int8_fp8_torch,
+    attend_int8_torch,
+    common,
+    quantise_torch,
+    values_torch,
+)
 from tests.core import triton_here
 from tests.core.formula import relative_error
 from tests.core.test_block_attention import inputs, mask
@@ -52,6 +58,30 @@ def test_equals_the_reference(
     assert not out[~blocks.any(-1)].any()
 
 
+@pytest.mark.parametrize(("batch", "heads", "wq", "wk", "dim"), [(1, 1, 1, 1, 64), (1, 2, 3, 5, 128), (2, 3, 2, 7, 32)])
+@pytest.mark.parametrize("share", [0.4, 0.999])
+def test_values_in_fp8(kernel: ModuleType, batch: int, heads: int, wq: int, wk: int, dim: int, share: float) -> None:
+    shape = (batch, heads, wq, wk)
+    q, k, v = inputs("attend", *shape, dim)
+    v = v * torch.logspace(-3, 3, heads, device=DEVICE)[:, None, None, None]
+    v[0, 0, 1:2] = 0
+    found, expected = kernel.quantise_values(v), values_torch(v)
+    assert relative_error(found.scales, expected.scales) < 1e-6
+    # A GPU rounds to the nearest, as PyTorch does; Triton's interpreter cuts off.
+    on_gpu = DEVICE.type == "cuda"
+    assert relative_error(found.restored(), expected.restored()) < (5e-3 if on_gpu else 0.1)
+    assert relative_error(expected.restored(), v) < 0.04
+    blocks = mask("attend", *shape, share)
+    out = kernel.attend_int8_fp8(q, k, v, blocks)
+    reference = attend_int8_fp8_torch(q, k, v, blocks)
+    exact = attend_torch(q, k, v, blocks)
+    for h in range(heads):  # each has a scale of its own
+        if exact[:, h].any():
+            assert relative_error(out[:, h], reference[:, h]) < (0.04 if on_gpu else 0.12)
+            assert relative_error(out[:, h], exact[:, h]) < (0.05 if on_gpu else 0.16)
+    assert not out[~blocks.any(-1)].any()
+
+
 def test_what_all_keys_share_costs_nothing(kernel: ModuleType) -> None:
     q, k, v = inputs("bias", 1, 1, 2, 4, 64)
     blocks = torch.ones(1, 1, 2, 4, dtype=torch.bool, device=DEVICE)
@@ -67,6 +97,7 @@ def test_half_precision_and_refusals(kernel: ModuleType) -> None:
     out = kernel.attend_int8(q, k, v, blocks)
     assert out.dtype == torch.float16
     assert relative_error(out, attend_int8_torch(q, k, v, blocks)) < 2e-3
+    assert kernel.attend_int8_fp8(q, k, v, blocks).dtype == torch.float16
     with pytest.raises(UserError, match="'int8' has no kernel for heads of 16"):
         kernel.attend_int8(q[..., :16], k[..., :16], v[..., :16], blocks)
 
