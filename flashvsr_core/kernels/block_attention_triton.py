@@ -30,6 +30,13 @@ class Tile:
     keys: int
     warps: int
     stages: int
+    registers: int | None = None  # of a thread, at most: with 128, two programs of 8 warps share a multiprocessor
+
+    @property
+    def options(self) -> dict[str, int]:
+        """For the launch."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages} | limit
 
 
 # Measured in tests/bench/speed.md. Tiles of fp32 are twice as large.
@@ -127,7 +134,7 @@ def launch(q: Tensor, k: Tensor, v: Tensor, blocks: BlockList, tile: Tile) -> Te
             q, as_rows(k, tile.keys), as_rows(v, tile.keys), out, blocks.counts, blocks.indices, order,
             k.stride(0) // dim, k.stride(1) // dim, v.stride(0) // dim, v.stride(1) // dim, heads, query_windows,
             k.shape[2], dim**-0.5 * LOG2_E, TOKENS=tokens, KEYS=tile.keys, DIM=dim, PRECISION="ieee",
-            num_warps=tile.warps, num_stages=tile.stages,
+            **tile.options,
         )  # fmt: skip
     return out.permute(0, 3, 1, 2, 4)
 

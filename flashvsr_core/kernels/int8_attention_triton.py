@@ -17,7 +17,7 @@ from flashvsr_core.kernels.int8_attention import LEVELS, WEIGHT_BITS, Quantised,
 from flashvsr_core.kernels.token_ops_triton import on
 
 _HEAD_DIMS = (32, 64, 128)  # int8 products are at least 32 deep
-TILE = Tile(keys=128, warps=8, stages=2)  # not measured yet; tests/bench/tiles.py does
+TILE = Tile(keys=128, warps=8, stages=2)  # not measured yet; tests/bench/kernels.py does
 
 
 @triton.jit
@@ -46,7 +46,8 @@ def _quantise(
 
 @triton.jit
 def _attend(
-    q, k, v, q_scales, k_scales, v_scales, out, counts, indices, order, v_batch, v_head, heads, query_windows, key_windows, scale,
+    q, k, v, q_scales, k_scales, v_scales, out, counts, indices, order,
+    v_batch, v_head, heads, query_windows, key_windows, scale,
     TOKENS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr, WEIGHT_BITS: tl.constexpr,
 ):  # fmt: skip
     """As `block_attention_triton._attend`. q, k int8 without gaps; q_scales by token, k_scales alike in a window.
@@ -183,7 +184,7 @@ def attend_quantised(
             listed.counts, listed.indices, exact.order_rows(listed), values.stride(0) // unit,
             values.stride(1) // unit, heads, query_windows, k.values.shape[2], dim**-0.5 * exact.LOG2_E,
             TOKENS=tokens, KEYS=tile.keys, DIM=dim, PRECISION="ieee",
-            WEIGHT_BITS=WEIGHT_BITS if isinstance(v, Values) else 0, num_warps=tile.warps, num_stages=tile.stages,
+            WEIGHT_BITS=WEIGHT_BITS if isinstance(v, Values) else 0, **tile.options,
         )  # fmt: skip
     return out.permute(0, 3, 1, 2, 4)
 

@@ -21,7 +21,8 @@ from flashvsr_core.kernels.int8_attention import common
 from flashvsr_core.kernels.token_ops_triton import linear_gelu
 from flashvsr_core.registry import DitSpec
 
-TILES = [Tile(*t) for t in ((128, 8, 2), (128, 8, 1), (128, 8, 3), (64, 4, 2), (64, 4, 3), (64, 8, 2), (64, 8, 3))]
+TILES = [Tile(*t) for t in ((128, 8, 2), (128, 8, 1), (128, 8, 3), (64, 4, 2), (64, 4, 3), (64, 8, 2), (64, 8, 3),
+                            (64, 8, 2, 128), (64, 8, 1, 128), (32, 8, 2, 128))]  # fmt: skip
 
 
 def layer_of(spec: DitSpec, height: int, width: int, device: torch.device) -> Layer:
@@ -52,16 +53,20 @@ def attention_tiles(spec: DitSpec, device: torch.device, height: int = 768, widt
         _name("triton", t): partial(exact, layer.q, layer.k, layer.v, blocks, t) for t in TILES
     }
     ways |= {_name("int8", t): partial(rounded, q8, k8, layer.v, blocks, t) for t in TILES}
+    v8 = int8_attention_triton.quantise_values(layer.v)
+    ways |= {_name("int8 fp8", t): partial(rounded, q8, k8, v8, blocks, t, torch.bfloat16) for t in TILES}
     passes: dict[str, Callable[[], Any]] = {
         "int8: mean of keys": partial(common, layer.k),
         "int8: quantise keys": partial(quantised, layer.k, common(layer.k), by_window=True),
         "int8: quantise queries": partial(quantised, layer.q, None, by_window=False),
+        "fp8: quantise values": partial(int8_attention_triton.quantise_values, layer.v),
     }
     return timed(ways, device, tflop) | timed(passes, device)
 
 
 def _name(kernel: str, tile: Tile) -> str:
-    return f"{kernel} {tile.keys} keys, {tile.warps} warps, {tile.stages} stages"
+    limit = f", {tile.registers} registers" if tile.registers else ""
+    return f"{kernel} {tile.keys} keys, {tile.warps} warps, {tile.stages} stages{limit}"
 
 
 def selection(spec: DitSpec, device: torch.device, *sizes: tuple[int, int]) -> dict[str, Any]:

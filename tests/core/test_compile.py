@@ -80,8 +80,8 @@ FROM_8_0 = {  # Triton multiplies int8 from here on; older GPUs are refused anyw
                   {"LESS": True, "BY_WINDOW": True, "TOKENS": 128, "DIM": 128, "LEVELS": 127}, {"num_warps": 8}),
     "_attend int8": ("int8_attention_triton",
                      {"q": "*i8", "k": "tensordesc<i8[128,128]>", "v": "tensordesc<half[128,128]>",
-                      "q_scales": "*fp32", "k_scales": "*fp32", "v_scales": "*fp32", "out": "*half", "counts": "*i32", "indices": "*i32",
-                      "order": "*i32"}
+                      "q_scales": "*fp32", "k_scales": "*fp32", "v_scales": "*fp32", "out": "*half", "counts": "*i32",
+                      "indices": "*i32", "order": "*i32"}
                      | dict.fromkeys(("v_batch", "v_head", "heads", "query_windows", "key_windows"), "i32")
                      | {"scale": "fp32"},
                      {"TOKENS": 128, "KEYS": 128, "DIM": 128, "PRECISION": "ieee", "WEIGHT_BITS": 0},
