@@ -1,12 +1,12 @@
-"""`fp8_linear` on GPUs: activations are rounded in one pass, with the GELU before it where there is one."""
+"""`fp8_linear` on GPUs: activations are rounded in one pass, with what comes before it: a GELU, or sum and norm."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from flashvsr_core.kernels.fp8_linear import LARGEST, Fp8Linear, multiply
-from flashvsr_core.kernels.token_ops_triton import on
+from flashvsr_core.kernels.fp8_linear import LARGEST, Fp8Linear, Rounded, Rounding, multiply
+from flashvsr_core.kernels.token_ops_triton import _norm_row, on
 
 
 @triton.jit
@@ -23,6 +23,75 @@ def _quantise_rows(x, out, scales, dim, GELU: tl.constexpr, LARGEST: tl.constexp
     value = tl.minimum(tl.maximum(value, -LARGEST), LARGEST)
     tl.store(out + row * dim + columns, value.to(out.dtype.element_ty), mask=mask)
     tl.store(scales + row, scale)
+
+
+@triton.jit
+def _store_rounded(value, out, scales, row, dim, columns, mask, LARGEST: tl.constexpr):
+    scale = tl.max(tl.where(mask, tl.abs(value), 0.0), 0) / LARGEST
+    value = value / tl.where(scale > 0, scale, 1.0)
+    value = tl.minimum(tl.maximum(value, -LARGEST), LARGEST)
+    tl.store(out + row * dim + columns, value.to(out.dtype.element_ty), mask=mask)
+    tl.store(scales + row, scale)
+
+
+@triton.jit
+def _norm_rounded(
+    x, y, gate, total, out, scales, scale, shift, dim, eps,
+    ADDED: tl.constexpr, GATED: tl.constexpr, OFFSET: tl.constexpr, LARGEST: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """`token_ops_triton._add_norm`, or without ADDED its `_norm`, rounded to fp8 by the largest of each row."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, WIDTH)
+    mask = columns < dim
+    value = tl.load(x + row * dim + columns, mask=mask, other=0.0).to(tl.float32)
+    if ADDED:
+        added = tl.load(y + row * dim + columns, mask=mask, other=0.0).to(tl.float32)
+        if GATED:
+            added *= tl.load(gate + columns, mask=mask, other=0.0).to(tl.float32)
+        stored = (value + added).to(total.dtype.element_ty)
+        tl.store(total + row * dim + columns, stored, mask=mask)
+        value = stored.to(tl.float32)
+    value = _norm_row(value, scale, shift, columns, mask, dim, eps, OFFSET)
+    _store_rounded(value, out, scales, row, dim, columns, mask, LARGEST)
+
+
+def norm_rounded(x: Tensor, scale: Tensor, shift: Tensor, eps: float, offset: float) -> Rounded:
+    """See `fp8_linear.norm_rounded_torch`."""
+    return _launch_norm(x, None, None, None, scale, shift, eps, offset)
+
+
+def add_norm_rounded(
+    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float, offset: float
+) -> tuple[Tensor, Rounded]:
+    """See `fp8_linear.add_norm_rounded_torch`."""
+    x = x.contiguous()
+    total = torch.empty_like(x)
+    return total, _launch_norm(x, y.contiguous(), gate, total, scale, shift, eps, offset)
+
+
+def _launch_norm(
+    x: Tensor, y: Tensor | None, gate: Tensor | None, total: Tensor | None, scale: Tensor, shift: Tensor,
+    eps: float, offset: float,
+) -> Rounded:  # fmt: skip
+    x = x.contiguous()
+    dim = x.shape[-1]
+    out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    with on(x):
+        _norm_rounded[(x.numel() // dim,)](
+            x, x if y is None else y, x if gate is None else gate, x if total is None else total, out, scales, scale,
+            shift, dim, eps, ADDED=y is not None, GATED=gate is not None, OFFSET=offset, LARGEST=LARGEST,
+            WIDTH=triton.next_power_of_2(dim),
+        )  # fmt: skip
+    return Rounded(out, scales)
+
+
+def rounded_linear(x: Rounded, layer: Fp8Linear) -> Tensor:
+    """The layer applied to what is rounded already."""
+    return multiply(x.values.flatten(0, -2), x.scales.flatten(), layer).unflatten(0, x.scales.shape)
+
+
+ROUNDING = Rounding(norm_rounded, add_norm_rounded, rounded_linear)
 
 
 def quantise_rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:

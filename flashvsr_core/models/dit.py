@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flashvsr_core.kernels.backends import REFERENCE, Kernels
 from flashvsr_core.kernels.block_attention import BlockAttention
 from flashvsr_core.kernels.block_mask import pool
-from flashvsr_core.kernels.fp8_linear import Fp8Linear
+from flashvsr_core.kernels.fp8_linear import Fp8Linear, Rounded, Rounding
 from flashvsr_core.kernels.token_ops import WINDOW_TOKENS
 from flashvsr_core.models.layers import RmsNorm, rope_angles, sinusoidal_embedding
 from flashvsr_core.registry import DitSpec
@@ -44,10 +44,17 @@ Fp8Multiply = Callable[[Tensor, Fp8Linear, bool], Tensor]
 
 @dataclass(frozen=True)
 class Fp8Projection:
-    """A layer in fp8 and what multiplies with it."""
+    """A layer in fp8, what multiplies with it, and the same for what is rounded already."""
 
     layer: Fp8Linear
     multiply: Fp8Multiply
+    rounding: Rounding | None = None
+
+    def __call__(self, x: Tensor | Rounded, gelu: bool) -> Tensor:
+        if isinstance(x, Tensor):
+            return self.multiply(x, self.layer, gelu)
+        assert self.rounding is not None
+        return self.rounding.linear(x, self.layer)
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ class SelfAttention(nn.Module):
         for part, weight, bias in zip(parts, *(tensor.chunk(3) for tensor in self.fused)):
             part.weight, part.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], ring: KvRing, sparsity: Sparsity) -> Tensor:
+    def forward(self, x: Tensor | Rounded, rope: tuple[Tensor, Tensor], ring: KvRing, sparsity: Sparsity) -> Tensor:
         kernels, windows = sparsity.kernels, sparsity.local.shape[0]
         room = ring.room(windows) if kernels.in_place else None
         weights = self.norm_q.weight, self.norm_k.weight
@@ -157,9 +164,10 @@ class SelfAttention(nn.Module):
         out = sparsity.attend(q, keys, values, blocks)
         return self.o(rearrange(out, "b h w t d -> b (w t) (h d)"))
 
-    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _project(self, x: Tensor | Rounded) -> tuple[Tensor, ...]:
         if self.fp8 is not None:
-            return self.fp8.multiply(x, self.fp8.layer, False).chunk(3, dim=-1)
+            return self.fp8(x, False).chunk(3, dim=-1)
+        assert isinstance(x, Tensor)
         if self.fused is None:
             return self.q(x), self.k(x), self.v(x)
         return F.linear(x, *self.fused).chunk(3, dim=-1)
@@ -200,49 +208,54 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.zeros(1, 6, spec.dim))
         self.fp8: tuple[Fp8Projection, Fp8Projection] | None = None
+        self.rounding: Rounding | None = None
+        self.last = False  # whether the head comes next, which is not in fp8
 
-    def quantise(self, multiply: Fp8Multiply) -> None:
+    def quantise(self, multiply: Fp8Multiply, rounding: Rounding | None, last: bool) -> None:
         """From now on compute q, k, v and the feed-forward layers in fp8; after `SelfAttention.fuse`.
 
         The layers after both attentions and cross-attention's queries stay: at 1536 x 1536 a pass that quantises their
-        input costs what the faster product saves.
+        input costs what the faster product saves. `rounding`: norms round what they give such layers.
         """
         assert self.self_attn.fused is not None
-        self.self_attn.fp8 = Fp8Projection(Fp8Linear.of(*self.self_attn.fused), multiply)
+        self.rounding, self.last = rounding, last
+        self.self_attn.fp8 = Fp8Projection(Fp8Linear.of(*self.self_attn.fused), multiply, rounding)
         widen, _, narrow = self.ffn
         layers = (Fp8Linear.of(layer.weight, layer.bias) for layer in (widen, narrow))  # type: ignore[arg-type]
-        first, second = (Fp8Projection(layer, multiply) for layer in layers)
+        first, second = (Fp8Projection(layer, multiply, rounding) for layer in layers)
         self.fp8 = first, second
 
-    def _feed_forward(self, y: Tensor, kernels: Kernels) -> Tensor:
+    def _feed_forward(self, y: Tensor | Rounded, kernels: Kernels) -> Tensor:
         if self.fp8 is not None:
             first, second = self.fp8
-            return second.multiply(first.multiply(y, first.layer, False), second.layer, True)
+            return second(first(y, False), True)
+        assert isinstance(y, Tensor)
         widen, _, narrow = self.ffn
         return cast(Tensor, narrow(kernels.linear_gelu(y, widen.weight, widen.bias)))  # type: ignore[arg-type]
 
     def forward(
         self,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | Rounded,
         modulation: Tensor,
         following: tuple[Tensor, Tensor],
         prompt: tuple[Tensor, Tensor],
         rope: tuple[Tensor, Tensor],
         ring: KvRing,
         sparsity: Sparsity,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | Rounded]:
         """x: the residual stream, y: x normalised and modulated for this block. Returns both for what follows, whose
         modulation is `following` (shift, scale): every residual sum is made together with the norm after it."""
         kernels = sparsity.kernels
+        add_norm = kernels.add_norm if self.rounding is None else self.rounding.add_norm
         _, _, gate, ffn_shift, ffn_scale, ffn_gate = modulation
         y = self.self_attn(y, rope, ring, sparsity)
         x, y = kernels.add_norm(x, y, gate, self.norm3.weight, self.norm3.bias, self.eps, 0.0)
         y = self.cross_attn(y, prompt, kernels)
-        x, y = kernels.add_norm(x, y, None, ffn_scale, ffn_shift, self.eps, 1.0)
-        y = self._feed_forward(y, kernels)
+        x, z = add_norm(x, y, None, ffn_scale, ffn_shift, self.eps, 1.0)
+        y = self._feed_forward(z, kernels)
         shift, scale = following
-        return kernels.add_norm(x, y, ffn_gate, scale, shift, self.eps, 1.0)
+        return (kernels.add_norm if self.last else add_norm)(x, y, ffn_gate, scale, shift, self.eps, 1.0)
 
 
 class Head(nn.Module):
@@ -274,10 +287,10 @@ class Dit(nn.Module):
         for block in cast(list[Block], list(self.blocks)):
             block.self_attn.fuse()
 
-    def quantise(self, multiply: Fp8Multiply) -> None:
+    def quantise(self, multiply: Fp8Multiply, rounding: Rounding | None = None) -> None:
         """See `Block.quantise`: for all blocks."""
-        for block in cast(list[Block], list(self.blocks)):
-            block.quantise(multiply)
+        for number, block in enumerate(cast(list[Block], list(self.blocks))):
+            block.quantise(multiply, rounding, last=number == len(self.blocks) - 1)
 
     def constants(self, context: Tensor) -> DitConstants:
         """Everything that depends only on timestep and prompt (context: 1 tokens text_dim)."""
@@ -314,7 +327,9 @@ class Dit(nn.Module):
         modulations = list(constants.modulation)
         followings = [*((m[0], m[1]) for m in modulations[1:]), tuple(constants.head)]
         shift, scale, *_ = modulations[0]
-        y = sparsity.kernels.norm(x, scale, shift, self.spec.eps, 1.0)
+        rounding = cast(Block, self.blocks[0]).rounding
+        norm = sparsity.kernels.norm if rounding is None else rounding.norm
+        y: Tensor | Rounded = norm(x, scale, shift, self.spec.eps, 1.0)
         for block, *parts, ring in zip(self.blocks, modulations, followings, constants.cross, rings):
             modulation, following, prompt = parts
             x, y = block(x, y, modulation, following, prompt, rope, ring, sparsity)

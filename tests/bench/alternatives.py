@@ -67,6 +67,19 @@ def values_fp8(upscaler: Upscaler) -> None:
     upscaler.attend = attend_int8_fp8
 
 
+def norms_fp8(upscaler: Upscaler) -> None:
+    from flashvsr_core.kernels.fp8_linear_triton import ROUNDING, linear
+
+    upscaler.net.dit.quantise(linear, ROUNDING)
+
+
+def lq_fp8(upscaler: Upscaler) -> None:
+    from flashvsr_core.kernels.fp8_linear import multiply
+    from flashvsr_core.kernels.fp8_patches_triton import unfold
+
+    upscaler.net.lq_proj.quantise(unfold, multiply)
+
+
 @dataclass(frozen=True)
 class Alternative:
     """What is changed of a profile; no change is today's."""
@@ -89,12 +102,15 @@ ALTERNATIVES = (
     Alternative("exact", (decoder, graph)),
     Alternative("fast"),
     Alternative("fast", (values_fp8,)),
-    Alternative("fast", (decoder, values_fp8)),
-    Alternative("fast", (decoder, values_fp8, graph)),
+    Alternative("fast", (norms_fp8,)),
+    Alternative("fast", (lq_fp8,)),
+    Alternative("fast", (decoder, values_fp8, norms_fp8)),
+    Alternative("fast", (decoder, values_fp8, norms_fp8, lq_fp8)),
+    Alternative("fast", (decoder, values_fp8, norms_fp8, lq_fp8, graph)),
     Alternative("exact", (), LARGE, 5),
     Alternative("exact", (decoder,), LARGE, 5),
     Alternative("exact", (decoder, graph), LARGE, 5),
-    Alternative("fast", (decoder, values_fp8), LARGE, 5),
+    Alternative("fast", (decoder, values_fp8, norms_fp8, lq_fp8), LARGE, 5),
 )
 
 

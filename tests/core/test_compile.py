@@ -95,6 +95,14 @@ FROM_8_9 = {  # fp8
                          {"v": "*half", "scales": "*fp32", "out": "*fp8e4nv"}
                          | dict.fromkeys(("v_batch", "v_head", "heads", "windows"), "i32"),
                          {"TOKENS": 128, "DIM": 128, "LARGEST": 448.0}, {"num_warps": 8}),
+    "_norm_rounded": ("fp8_linear_triton",
+                      dict.fromkeys(("x", "y", "gate", "total", "scale", "shift"), "*half")
+                      | {"out": "*fp8e4nv", "scales": "*fp32"} | _ROW,
+                      {"ADDED": True, "GATED": True, "OFFSET": 1.0, "LARGEST": 448.0, "WIDTH": 2048}, {}),
+    "_unfold": ("fp8_patches_triton",
+                {"x": "*half", "scale": "*fp32", "out": "*fp8e4nv"}
+                | dict.fromkeys(("frames", "height", "width", "channels", "count", "stride"), "i32"),
+                {"TAPS": 4, "SIDE": 3, "LARGEST": 448.0, "WIDTH": 2048}, {}),
     "_quantise_rows": ("fp8_linear_triton", {"x": "*half", "out": "*fp8e4nv", "scales": "*fp32", "dim": "i32"},
                        {"GELU": True, "LARGEST": 448.0, "WIDTH": 16384}, {"num_warps": 8}),
 }  # fmt: skip
