@@ -249,13 +249,13 @@ class Block(nn.Module):
         kernels = sparsity.kernels
         add_norm = kernels.add_norm if self.rounding is None else self.rounding.add_norm
         _, _, gate, ffn_shift, ffn_scale, ffn_gate = modulation
-        y = self.self_attn(y, rope, ring, sparsity)
-        x, y = kernels.add_norm(x, y, gate, self.norm3.weight, self.norm3.bias, self.eps, 0.0)
-        y = self.cross_attn(y, prompt, kernels)
-        x, z = add_norm(x, y, None, ffn_scale, ffn_shift, self.eps, 1.0)
-        y = self._feed_forward(z, kernels)
+        out = self.self_attn(y, rope, ring, sparsity)
+        x, out = kernels.add_norm(x, out, gate, self.norm3.weight, self.norm3.bias, self.eps, 0.0)
+        out = self.cross_attn(out, prompt, kernels)
+        x, y = add_norm(x, out, None, ffn_scale, ffn_shift, self.eps, 1.0)
+        out = self._feed_forward(y, kernels)
         shift, scale = following
-        return (kernels.add_norm if self.last else add_norm)(x, y, ffn_gate, scale, shift, self.eps, 1.0)
+        return (kernels.add_norm if self.last else add_norm)(x, out, ffn_gate, scale, shift, self.eps, 1.0)
 
 
 class Head(nn.Module):
