@@ -18,7 +18,7 @@ demo: $(STAMP)
 	@echo "The enlarged clip is demo/bbb_4x.mp4."
 
 # Two processes, and every file in one of them: many tests wait for servers, and fixtures are made once per file.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rs
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --tb=short -rfEs
 
 # Two processes with as many threads as cores each: OpenMP's threads must not spin while they wait for one another.
 test test-system: export OMP_WAIT_POLICY := PASSIVE

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from flashvsr_core.errors import UserError
+from flashvsr_core.geometry import WINDOW_PIXELS, TileSize
+from flashvsr_core.quantities import parse_bytes
 from flashvsr_core.segments import GRID
 
 Model = Literal["auto", "nano", "v1.0", "v1.1"]
@@ -19,6 +21,9 @@ Profile = Literal["exact", "fast"]
 LqProjection = Literal["auto", "buffer", "causal"]
 Deinterlace = Literal["auto", "on", "off"]
 UnknownWeights = Literal["refuse", "buffer", "causal"]
+Switch = Literal["auto", "on", "off"]
+Offload = Literal["auto", "none", "dit", "kv", "weights"]
+OnOom = Literal["retry", "fail"]
 Runner = Literal["auto", "threads", "processes", "dask", "ray"]
 
 FAST_DB = 38.0  # PSNR that profile fast must keep against exact; `flashvsr bench --fidelity` measures it
@@ -66,6 +71,12 @@ class UpscaleParams:
     """auto: frames that are interlaced become whole pictures (bwdif, one per frame); on: all frames; off: none."""
     preroll: int | Literal["auto"] = "auto"
     """Frames streamed and dropped before a segment, a multiple of 8; auto: the measured default."""
+    tiled_dit: Switch = "auto"
+    """Compute the picture in overlapping tiles; auto: only where memory does not suffice for it untiled."""
+    tile_size: str = "auto"
+    """Pixels of a tile of the output: 768, or HEIGHTxWIDTH such as 768x3840, multiples of 128; auto: what fits."""
+    tile_overlap: int | Literal["auto"] = "auto"
+    """Pixels by which tiles overlap at least, a multiple of 128; auto: 256."""
     allow_unknown_weights: bool = False
     """Take weight files by their published names, whatever they hold; needs an LQ projection to be named."""
     lq_projection: LqProjection = "auto"
@@ -74,7 +85,7 @@ class UpscaleParams:
     def __post_init__(self) -> None:
         for name, choices in (("model", Model), ("mode", Mode), ("color_fix", ColorFix), ("precision", Precision),
                               ("attention", Attention), ("profile", Profile), ("lq_projection", LqProjection),
-                              ("deinterlace", Deinterlace)):  # fmt: skip
+                              ("deinterlace", Deinterlace), ("tiled_dit", Switch)):  # fmt: skip
             _one_of(name, getattr(self, name), get_args(choices))
         _one_of("scale", self.scale, (2, 3, 4))
         _within("sparse_ratio", self.sparse_ratio, 0.1, 100.0)
@@ -95,11 +106,22 @@ class UpscaleParams:
                     f"preroll {self.preroll} must be a multiple of {GRID}; try {-(-self.preroll // GRID) * GRID}"
                 )
 
+        self._check_tiles()
         if self.allow_unknown_weights != (self.lq_projection != "auto"):
             raise UserError(
                 "--allow-unknown-weights and --lq-projection buffer|causal go together: unknown weights do not say "
                 "which they were made for, known ones do"
             )
+
+    def _check_tiles(self) -> None:
+        if self.tile_size != "auto":
+            TileSize.parse(self.tile_size)
+        if self.tile_overlap != "auto":
+            _within("tile_overlap", self.tile_overlap, 0, 8192)
+            if self.tile_overlap % WINDOW_PIXELS:
+                raise UserError(f"tile_overlap {self.tile_overlap} must be a multiple of {WINDOW_PIXELS}; try 256")
+        if self.tiled_dit == "off" and (self.tile_size, self.tile_overlap) != ("auto", "auto"):
+            raise UserError("--tile-size and --tile-overlap say nothing with --tiled-dit off; leave them out")
 
     @property
     def unknown_weights(self) -> UnknownWeights:
@@ -120,6 +142,7 @@ class UpscaleParams:
             self.precision,
             self.attention,
             self.preroll,
+            self.tiled_dit,
         )
 
 
@@ -141,6 +164,16 @@ class ComputeParams:
     """Folder with published weights; default: the user's cache directory."""
     work_dir: str | None = None
     """Folder for fetched sources and work files; default: the user's cache directory."""
+    memory_limit: str | None = None
+    """Device memory to plan for, such as 12GiB, without the CUDA context; default: what the device has."""
+    tiled_vae: Switch = "auto"
+    """Decode the picture in parts, each with its surroundings: the same pixels, less memory; auto: where needed."""
+    unload_dit: bool = False
+    """The DiT's weights leave the device while frames are decoded (as --offload dit)."""
+    offload: Offload = "auto"
+    """What stays off the device: none, dit (while decoding), kv (and the past), weights (block by block)."""
+    on_oom: OnOom = "retry"
+    """Out of memory: retry goes on with less on the device, at last in tiles; fail forbids what changes pixels."""
     source_cache_gb: float = 100.0
     """GB of fetched sources kept in work_dir; those unused for longest go first, never one in use."""
 
@@ -148,6 +181,12 @@ class ComputeParams:
         if self.devices not in ("auto", "cpu", "all") and not all(d.isdigit() for d in self.devices.split(",")):
             raise UserError(f"devices {self.devices!r} is not auto, cpu, all or GPU numbers such as 0,2")
         _one_of("runner", self.runner, get_args(Runner))
+        for name, choices in (("tiled_vae", Switch), ("offload", Offload), ("on_oom", OnOom)):
+            _one_of(name, getattr(self, name), get_args(choices))
+        if self.unload_dit and self.offload == "none":
+            raise UserError("--unload-dit and --offload none contradict each other; give one of them")
+        if self.memory_limit is not None:
+            parse_bytes(self.memory_limit)
         if self.workers != "auto":
             _within("workers", self.workers, 1, 1024)
         if self.cluster is not None and self.runner not in ("dask", "ray"):

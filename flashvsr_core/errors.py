@@ -25,3 +25,18 @@ class BadInput(UserError):
 
 class AlreadyRunning(TransientError):
     """Another run holds this job's lease."""
+
+
+class OutOfMemory(FlashvsrError):
+    """The device's memory does not suffice for a part of a step, whatever is kept off it."""
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(stage, reason)  # so the error survives pickling between processes
+        self.stage = stage
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"out of memory in {self.stage} ({self.reason}) with all that can be kept off the device off it; use "
+            "smaller tiles (--tiled-dit on --tile-size 512), or close other programs on the device"
+        )

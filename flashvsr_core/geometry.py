@@ -1,10 +1,12 @@
 """Sizes of one job: input, output and what the model computes on."""
 
+import re
 from dataclasses import dataclass
 
 from flashvsr_core.errors import UserError
 
 WINDOW_PIXELS = 128  # one attention window: 8 tokens of 16 output pixels
+_TILE = re.compile(r"(\d+)(?:x(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,29 @@ class Geometry:
     def windows(self) -> tuple[int, int]:
         """Attention windows of one slice: (rows, columns)."""
         return self.padded_height // WINDOW_PIXELS, self.padded_width // WINDOW_PIXELS
+
+
+@dataclass(frozen=True)
+class TileSize:
+    """Height and width of a tile in pixels."""
+
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> "TileSize":
+        """`512` or `512x1024` (height x width), multiples of 128."""
+        match = _TILE.fullmatch(text)
+        sizes = [int(match[1]), int(match[2] or match[1])] if match else []
+        if not match or any(size % WINDOW_PIXELS or size < 2 * WINDOW_PIXELS for size in sizes):
+            raise UserError(
+                f"tile_size {text!r} is not a size or HEIGHTxWIDTH in multiples of {WINDOW_PIXELS} from "
+                f"{2 * WINDOW_PIXELS} on; try 768 or 768x1280"
+            )
+        return cls(*sizes)
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
 
 
 def _round_up(size: int) -> int:

@@ -9,18 +9,19 @@ import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from flashvsr_core.models.dit import RingBuffers
+from flashvsr_core.picture import PictureState
 from flashvsr_core.stream import StreamState
 
 log = logging.getLogger(__name__)
 
-Body = Callable[[StreamState, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(state, pixels T H W 3, noise B C F h w) -> (frames T 3 H W, bool per frame): a whole step on one device."""
+Body = Callable[[PictureState, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(state, pixels T H W 3, noise 1 C F h w) -> (decoded, condition), both 1 3 T H W: a step of one picture."""
 
 
 class Recorder(Protocol):
@@ -58,12 +59,13 @@ class _Fixed:
     pixels: Tensor
     noise: Tensor
     position: Tensor
-    frames: Tensor
-    finite: Tensor
+    decoded: Tensor
+    condition: Tensor
 
 
 class Steady:
-    """Steps of streams of one geometry, by `body`: recorded and replayed where that is possible, else computed anew.
+    """Steps of streams of one geometry. What is recorded of `body` is replayed where that is possible: in pictures that
+    are one tile, with everything on the device.
 
     `replayed` counts; `failed` says why nothing is recorded any more.
     """
@@ -75,51 +77,74 @@ class Steady:
         self._replays: dict[int, Callable[[], None]] = {}
         self._fixed: _Fixed | None = None
         self._warm: tuple[Tensor, Tensor] | None = None  # results of a step of the shapes that are recorded
-        self._owner: Callable[[], StreamState | None] = lambda: None
+        self._owner: Callable[[], PictureState | None] = lambda: None
 
-    def begin(self, state: StreamState) -> None:
+    def begin(self, state: PictureState) -> None:
         """A new stream may use the recordings, unless another that does is still alive."""
         if self._owner() is not None:
             return
         self._owner = weakref.ref(state)
-        if self._fixed is not None:
-            for ring, buffers in zip(state.rings, self._fixed.rings):
+        if self._fixed is not None and self.failed is None and state.is_whole:
+            for ring, buffers in zip(_stream(state).rings, self._fixed.rings):
                 ring.spare = buffers
 
-    def step(self, state: StreamState, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """As `body`. The frames are overwritten by the next step."""
+    def step(self, state: PictureState, pixels: Tensor, noise: Tensor, compute: Body) -> tuple[Tensor, Tensor]:
+        """As `compute`, which does what `body` does and is used where nothing can be replayed. What is returned is
+        overwritten by the next step."""
         if self.failed is not None or self._owner() is not state or not _is_steady(state):
-            return self.body(state, pixels, noise)
+            return compute(state, pixels, noise)
         if self._warm is None:  # compiles and chooses algorithms, which cannot be recorded
-            self._warm = self.body(state, pixels, noise)
-            return self._warm
-        fixed = self._fix(state, pixels, noise)
-        if fixed is None:
-            return self.body(state, pixels, noise)
-        fixed.pixels.copy_(pixels)
-        fixed.noise.copy_(noise)
-        fixed.position.fill_(state.next_latent)
-        slot = state.rings[0].next
-        if slot in self._replays:
-            _count(state, noise.shape[2])
-        elif not self._record(state, fixed, slot):
-            return self.body(state, pixels, noise)
-        self._replays[slot]()
+            made = compute(state, pixels, noise)
+            self._warm = made if self.failed is None else None
+            return made
+        if not self._replay(state, pixels, noise):
+            return compute(state, pixels, noise)
+        assert self._fixed is not None
         self.replayed += 1
-        return fixed.frames, fixed.finite.clone()
+        return self._fixed.decoded, self._fixed.condition
 
-    def _fix(self, state: StreamState, pixels: Tensor, noise: Tensor) -> _Fixed | None:
+    def stop(self, reason: str) -> None:
+        """Let go of all recordings; every step is computed from now on."""
+        self.failed = reason
+        self._replays.clear()
+        self._fixed = self._warm = None
+        gc.collect()  # an error may hold what was being recorded
+
+    def _replay(self, state: PictureState, pixels: Tensor, noise: Tensor) -> bool:
+        """Make a steady step by a recording, which is made if there is none. Whether it was possible."""
+        try:
+            fixed = self._fix(state, pixels, noise)
+            if fixed is None:
+                return False
+            stream = _stream(state)
+            fixed.pixels.copy_(pixels)
+            fixed.noise.copy_(noise)
+            fixed.position.fill_(stream.next_latent)
+            slot = stream.rings[0].next
+            if slot in self._replays:
+                _count(stream, noise.shape[2])
+            else:
+                self._replays[slot] = self._record(state, fixed)
+        except RuntimeError as error:  # out of memory is one; what cannot be recorded is computed as ever
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            self._replays[slot]()
+            return True
+        log.warning("steps are launched one kernel after the other, for they cannot be recorded: %s", reason)
+        self.stop(reason)
+        return False
+
+    def _fix(self, state: PictureState, pixels: Tensor, noise: Tensor) -> _Fixed | None:
         """The recordings' tensors, holding this stream's state; None where it has other buffers or shapes."""
         if self._fixed is None:
             assert self._warm is not None
-            frames, finite = self._warm
-            rings = [cast(RingBuffers, ring.buffers) for ring in state.rings]
+            rings = [cast(RingBuffers, ring.buffers) for ring in _stream(state).rings]
             position = torch.zeros((), dtype=torch.int64, device=pixels.device)
-            self._fixed = _Fixed(rings, _carried(state), pixels.clone(), noise.clone(), position, frames, finite)
+            self._fixed = _Fixed(rings, _carried(state), pixels.clone(), noise.clone(), position, *self._warm)
             return self._fixed
         fixed = self._fixed
         own = _carried(state)
-        if any(ring.buffers is not buffers for ring, buffers in zip(state.rings, fixed.rings)):
+        if any(ring.buffers is not buffers for ring, buffers in zip(_stream(state).rings, fixed.rings)):
             return None
         pairs = [*zip(fixed.carried, own, strict=True), (fixed.pixels, pixels), (fixed.noise, noise)]
         if any(place.shape != tensor.shape or place.dtype != tensor.dtype for place, tensor in pairs):
@@ -130,59 +155,64 @@ class Steady:
         _carry(state, fixed.carried)
         return fixed
 
-    def _record(self, state: StreamState, fixed: _Fixed, slot: int) -> bool:
-        """Record the step that writes `slot`; the state is counted on, its tensors are not touched. Whether it was
-        possible."""
+    def _record(self, state: PictureState, fixed: _Fixed) -> Callable[[], None]:
+        """Record the step to come; the state is counted on, its tensors are not touched. On failure it is as before."""
+        stream = _stream(state)
 
         def work() -> None:
-            frames, finite = self.body(state, fixed.pixels, fixed.noise)
-            results = [*zip(fixed.carried, _carried(state)), (fixed.frames, frames), (fixed.finite, finite)]
+            decoded, condition = self.body(state, fixed.pixels, fixed.noise)
+            results = [*zip(fixed.carried, _carried(state)), (fixed.decoded, decoded), (fixed.condition, condition)]
             for place, tensor in results:
                 if place.data_ptr() != tensor.data_ptr():
                     place.copy_(tensor)
 
-        before = state.next_latent, [(ring.filled, ring.next) for ring in state.rings]
-        state.position = fixed.position
+        before = stream.next_latent, [(ring.filled, ring.next) for ring in stream.rings]
+        stream.position = fixed.position
         try:
-            self._replays[slot] = self.recorder.record(work)
-        except RuntimeError as error:  # out of memory is one; what cannot be recorded is computed as ever
-            self.failed = f"{type(error).__name__}: {error}".splitlines()[0]
-            log.warning("steps are launched one kernel after the other, for they cannot be recorded: %s", self.failed)
-            state.next_latent, counts = before
-            for ring, (filled, following) in zip(state.rings, counts):
+            return self.recorder.record(work)
+        except RuntimeError:
+            stream.next_latent, counts = before
+            for ring, (filled, following) in zip(stream.rings, counts):
                 ring.filled, ring.next = filled, following
+            raise
         finally:
-            state.position = None
+            stream.position = None
             _carry(state, fixed.carried)
-        if self.failed is not None:
-            self._replays.clear()
-            gc.collect()  # the error held what was being recorded
-        return self.failed is None
 
 
-def _is_steady(state: StreamState) -> bool:
+def _stream(state: PictureState) -> StreamState:
+    """That of the one tile."""
+    return state.groups[0].stream
+
+
+def _is_steady(state: PictureState) -> bool:
     """Whether the step to come is like all that follow it: not a stream's first, and its slice fills the rings."""
     return (
-        state.waiting is not None
-        and isinstance(state.decoder, list)
-        and all(max(ring.filled, ring.next + 1) == ring.slots for ring in state.rings)
+        state.is_whole
+        and state.waiting is not None
+        and state.memories[0] is not None
+        and all(
+            ring.buffers is not None and max(ring.filled, ring.next + 1) == ring.slots for ring in _stream(state).rings
+        )
     )
 
 
-def _count(state: StreamState, latents: int) -> None:
-    """What a step does to the state beside its tensors."""
-    for ring in state.rings:
+def _count(stream: StreamState, latents: int) -> None:
+    """What a step does to the stream beside its tensors."""
+    for ring in stream.rings:
         ring.count()
-    state.next_latent += latents
+    stream.next_latent += latents
 
 
-def _carried(state: StreamState) -> list[Tensor]:
+def _carried(state: PictureState) -> list[Tensor]:
     """Every tensor of the state but the rings'."""
-    assert state.lq is not None
+    lq, memory = _stream(state).lq, state.memories[0]
+    assert lq is not None
     assert state.waiting is not None
-    return [*state.lq, state.waiting, *state.decoder]
+    assert memory is not None
+    return [*lq, state.waiting, *memory]
 
 
-def _carry(state: StreamState, tensors: list[Tensor]) -> None:
+def _carry(state: PictureState, tensors: list[Tensor]) -> None:
     first, second, state.waiting, *memory = tensors
-    state.lq, state.decoder = (first, second), cast(Any, memory)
+    _stream(state).lq, state.memories[0] = (first, second), memory

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from flashvsr_core.models.dit import Dit, DitConstants, KvRing, Sparsity
+from flashvsr_core.models.dit import Around, Dit, DitConstants, KvRing, Sparsity, nothing_around
 from flashvsr_core.models.lq_proj import LqProj
 from flashvsr_core.segments import LOOKAHEAD
 
@@ -64,17 +64,25 @@ def step(net: Network, state: StreamState, frames: Tensor, noise: Tensor, sparsi
     return condition, decoded
 
 
-def emitted_input(state: StreamState, frames: Tensor) -> Tensor:
+class Waiting(Protocol):
+    """State of whatever emits frames later than it reads them."""
+
+    waiting: Tensor | None
+
+
+def emitted_input(state: Waiting, frames: Tensor) -> Tensor:
     """The input frames that this step emits: emission lags reading by 4 frames."""
     known = frames if state.waiting is None else torch.cat([state.waiting, frames], dim=2)
     state.waiting = known[:, :, -LOOKAHEAD:].clone()
     return known[:, :, :-LOOKAHEAD]
 
 
-def denoise(net: Network, state: StreamState, frames: Tensor, noise: Tensor, sparsity: Sparsity) -> Tensor:
+def denoise(
+    net: Network, state: StreamState, frames: Tensor, noise: Tensor, sparsity: Sparsity, around: Around = nothing_around
+) -> Tensor:
     """LQ projection and the one denoising step: latents B C F h w of this step."""
     tokens, state.lq = net.lq_proj(frames, state.lq)
     first = state.next_latent if state.position is None else state.position
-    predicted = net.dit(noise, tokens, first, state.rings, net.constants, sparsity)
+    predicted = net.dit(noise, tokens, first, state.rings, net.constants, sparsity, around)
     state.next_latent += noise.shape[2]
     return noise - predicted

@@ -4,14 +4,12 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
-from itertools import chain, islice, repeat
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from flashvsr_core.color import CORRECTIONS
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.cuts import MarkedFrame, mark_cuts
 from flashvsr_core.errors import UserError
@@ -22,14 +20,16 @@ from flashvsr_core.kernels.block_mask import local_window, top_k
 from flashvsr_core.layout import Planes
 from flashvsr_core.models.dit import Sparsity
 from flashvsr_core.models.tcdecoder import TcDecoder
-from flashvsr_core.noise import NoiseAhead
-from flashvsr_core.pixels import Pack, crop, enlarge, pad, rgb_packer
+from flashvsr_core.offload import Offloader
+from flashvsr_core.pixels import Pack, rgb_packer
 from flashvsr_core.profiles import check_device, natural_attention, natural_precision
 from flashvsr_core.registry import ModelSpec
-from flashvsr_core.segments import FIRST_READ, GRID, STEP
+from flashvsr_core.relief import Placement
+from flashvsr_core.run import Run
+from flashvsr_core.segments import GRID
 from flashvsr_core.steady import Body, Recorder, Steady
-from flashvsr_core.stream import LATENT_PIXELS, Network, StreamState, latents_of, open_stream, step
-from flashvsr_core.transfer import Arriving, send, to_device
+from flashvsr_core.stream import Network
+from flashvsr_core.tiling import tiles_of
 from flashvsr_core.weights import Weights, build_network
 
 log = logging.getLogger(__name__)
@@ -45,12 +45,21 @@ def resolve_params(params: UpscaleParams, spec: ModelSpec, device: torch.device)
     precision, attention = params.precision, params.attention
     return replace(
         params,
+        **_resolved_tiles(params),
         model=spec.name,  # type: ignore[arg-type]
         precision=natural_precision(params.profile, device) if precision == "auto" else precision,
         attention=natural_attention(params.profile, device) if attention == "auto" else attention,
         color_fix=spec.color_fix if params.color_fix == "auto" else params.color_fix,
         preroll=DEFAULT_PREROLL if params.preroll == "auto" else params.preroll,
     )
+
+
+def _resolved_tiles(params: UpscaleParams) -> dict[str, Any]:
+    """What `auto` means for tiles where nobody chose them by memory: none."""
+    if params.tiled_dit != "on":
+        return {"tiled_dit": "off", "tile_size": "auto", "tile_overlap": "auto"}
+    size, overlap = tiles_of(params)
+    return {"tile_size": str(size), "tile_overlap": overlap}
 
 
 class Upscaler:
@@ -64,9 +73,24 @@ class Upscaler:
         self.params = params
         self.device = device
         self.dtype = DTYPES[params.precision]
+        self.offloader = Offloader(net.dit, device)
+        self.placement = self._asked = Placement()
         self.recorder: Callable[[], Recorder] | None = None
         """Makes what steady steps are recorded with; None: every step is launched kernel by kernel."""
         self._steady: tuple[Geometry, Steady] | None = None
+
+    def begin(self, placement: Placement) -> None:
+        """`place`, unless that was done before: what was found to work since then stays."""
+        if placement != self._asked:
+            self.place(placement)
+
+    def place(self, placement: Placement) -> None:
+        """Begin streams from now on with this placement. It changes by itself where memory runs out."""
+        if self._steady is not None:  # recorded steps read the weights where they were
+            self._steady[1].stop("things are placed anew")
+            self._steady = None
+        self.offloader.set_level(placement.offload)
+        self.placement = self._asked = placement
 
     @classmethod
     def load(cls, weights: Weights, params: UpscaleParams, device: torch.device | str = "cpu") -> "Upscaler":
@@ -114,6 +138,7 @@ class Upscaler:
         first: int = 0,
         emit: tuple[int, int] | None = None,
         pack: Pack | None = None,
+        on_fallback: Callable[[str], None] | None = None,
     ) -> Iterator[np.ndarray | Planes]:
         """Upscale consecutive frames of one video.
 
@@ -121,13 +146,17 @@ class Upscaler:
         frames `emit` = [start, stop) of the video (default: all from `first` on, which must then lie on the grid of
         8), in chunks made by `pack` (default: T H W 3 in the depth of the input). Frames before `start` serve as
         context for scene cuts, and `params.preroll` of them are streamed and dropped. Reads no further than needed.
+
+        Where the device runs out of memory, a step is made again with less on it at once; `on_fallback` is told how,
+        in a sentence. OutOfMemory is raised where that does not suffice.
         """
         singles = (frame for chunk in frames for frame in chunk)
         opening = next(singles, None)
         if opening is None:
             raise UserError("there are no frames to upscale; at least 1 is needed")
         height, width = opening.shape[:2]
-        run = _Run(self, Geometry(width, height, self.params.scale), pack or _same_depth(opening))
+        geometry = Geometry(width, height, self.params.scale)
+        run = Run(self, geometry, pack or _same_depth(opening), on_fallback)
         start, stop = emit or (first, None)
         if start % GRID:
             raise UserError(f"frame {start} cannot start a segment; use a multiple of {GRID}")
@@ -137,105 +166,6 @@ class Upscaler:
             yield from run.shot(shot, start, stop)
             if run.done(stop):
                 return
-
-
-class _Run:
-    """One call of `Upscaler.stream`: geometry, sparsity and how far it has come."""
-
-    def __init__(self, upscaler: Upscaler, geometry: Geometry, pack: Pack) -> None:
-        self.net = upscaler.net
-        self.params = upscaler.params
-        self.device = upscaler.device
-        self.dtype = upscaler.dtype
-        self.geometry = geometry
-        self.pack = pack
-        self.emitted_to = 0
-        self.sparsity = upscaler.sparsity(geometry)
-        self.stage = upscaler.stage
-        latent_size = (geometry.padded_height // LATENT_PIXELS, geometry.padded_width // LATENT_PIXELS)
-        shape = (upscaler.spec.dit.in_dim, *latent_size)
-        self.noise = NoiseAhead(self.params.seed, shape, self.device)
-        body = partial(whole_step, self.net, self.sparsity, geometry, CORRECTIONS[self.params.color_fix], self.stage)
-        self.steady = upscaler.steady(geometry, body)
-        self.body = body if self.steady is None else self.steady.step
-
-    def done(self, stop: int | None) -> bool:
-        return stop is not None and self.emitted_to >= stop
-
-    def shot(self, shot: Iterator[MarkedFrame], start: int, stop: int | None) -> Iterator[np.ndarray | Planes]:
-        """Stream one scene from the grid point at or below its first frame; emit what lies in [start, stop)."""
-        waiting: Arriving | None = None
-        for emission in self._emissions(shot, start, stop):
-            # A GPU works on this step while the frames of the one before are taken off it.
-            if waiting is not None:
-                yield waiting.take()
-            waiting = emission
-            if self.device.type != "cuda":
-                yield waiting.take()
-                waiting = None
-        if waiting is not None:
-            yield waiting.take()
-
-    def _emissions(self, shot: Iterator[MarkedFrame], start: int, stop: int | None) -> Iterator[Arriving]:
-        opening = next(shot)
-        origin = opening.index // GRID * GRID
-        lead = repeat(opening.pixels, opening.index - origin)
-        pixels = chain(lead, [opening.pixels], (frame.pixels for frame in shot))
-        start = max(start, opening.index)
-        state = open_stream(self.net, self.params.kv_ratio, origin)
-        if self.steady is not None:
-            self.steady.begin(state)
-        position, end, last = origin, origin, opening.pixels
-        want = FIRST_READ
-        while True:
-            read = list(islice(pixels, want))
-            end += len(read)
-            last = read[-1] if read else last
-            read += [last] * (want - len(read))
-            frames, finite = self._step(state, read)
-            # The input may end with a full read; the next one is then empty and known to be the end.
-            low, high = max(start, position), min(end, position + len(frames), stop or end)
-            if high > low:
-                part = slice(low - position, high - position)
-                with self.stage("send"):
-                    sent = send(frames[part], finite[part], self.pack, low, self.params.precision)
-                yield sent
-            position += len(frames)
-            self.emitted_to = min(position, end)
-            if position >= end or self.done(stop):
-                return
-            want = STEP
-
-    @torch.inference_mode()
-    def _step(self, state: StreamState, frames: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """One step: returns the emitted frames T 3 H W float32 in [-1, 1], colour-corrected and cropped, and for each
-        whether the model gave finite numbers. Nothing waits for the device."""
-        with self.stage("fetch"):
-            pixels = to_device(frames, self.device)
-        with self.stage("noise"):
-            count = latents_of(len(frames), first_step=state.waiting is None)
-            noise = self.noise.take(state.next_latent, count, latents_of(STEP, first_step=False)).to(self.dtype)
-        return self.body(state, pixels, noise)
-
-
-def whole_step(
-    net: Network,
-    sparsity: Sparsity,
-    geometry: Geometry,
-    correct: Callable[[Tensor, Tensor], Tensor],
-    stage: Callable[[str], AbstractContextManager[object]],
-    state: StreamState,
-    pixels: Tensor,
-    noise: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """One step from pixels T H W 3 on the device to the emitted frames T 3 H W, as `_Run._step` returns them."""
-    with stage("enlarge"):
-        source = pad(enlarge(pixels, geometry), geometry).transpose(0, 1)[None]
-    with stage("model"):
-        condition, decoded = step(net, state, source, noise, sparsity)
-    with stage("color"):
-        out, reference = (crop(x[0].transpose(0, 1).float(), geometry) for x in (decoded, condition))
-        return correct(out, reference), out.isfinite().flatten(1).all(dim=1)
 
 
 def _same_depth(frame: np.ndarray) -> Pack:

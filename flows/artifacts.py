@@ -42,7 +42,7 @@ class RunArtifacts:
             return
         self._put("progress", now, "progress", round(100 * now.share, 1), _described(now))
         if table or now.status:
-            self._put("segments", now, "table", segment_rows(now), f"Segments of {now.source}")
+            self._put("segments", now, "table", segment_rows(now), f"Segments of {now.source}, files below {now.job}")
             self._put("summary", now, "markdown", summary(now), f"Upscaling of {now.source}")
 
     def _put(self, name: str, now: Snapshot, kind: str, data: Any, description: str) -> None:
@@ -97,10 +97,11 @@ def segment_rows(now: Snapshot) -> list[dict[str, Any]]:
     shown = now.segments
     if len(shown) > LARGEST_TABLE:
         shown = tuple(s for s in shown if s.state not in ("done", "reused"))[:LARGEST_TABLE]
-    return [_row(segment, now.job) for segment in shown]
+    return [_row(segment, now.extension) for segment in shown]
 
 
-def _row(segment: SegmentProgress, job: str) -> dict[str, Any]:
+def _row(segment: SegmentProgress, extension: str) -> dict[str, Any]:
+    """One row; short texts: the UI cuts a table that is wider than its window."""
     finished = segment.state in ("done", "reused")
     return {
         "segment": segment.index,
@@ -111,7 +112,7 @@ def _row(segment: SegmentProgress, job: str) -> dict[str, Any]:
         "device": segment.worker or segment.device,
         "memory": f"{segment.memory_bytes / 2**30:.2f} GiB" if segment.memory_bytes else "",
         "attempts": segment.attempts or "",
-        "link": urls.join(job, "segments", f"{segment.index:05d}.mp4") if finished else segment.error,
+        "link": f"segments/{segment.index:05d}.{extension}" if finished else "",
     }
 
 
@@ -144,7 +145,8 @@ def summary(now: Snapshot) -> str:
         lines += ["## Parameters", "", "| parameter | value |", "| --- | --- |"]
         lines += [f"| {name} | {_code(value)} |" for name, value in now.parameters]
         lines.append("")
-    for title, texts in (("Fallbacks", now.fallbacks), ("Warnings", now.warnings)):
+    failed = tuple(f"segment {s.index}: {s.error}" for s in now.segments if s.state == "failed")
+    for title, texts in (("Failed", failed), ("Fallbacks", now.fallbacks), ("Warnings", now.warnings)):
         if texts:
             lines += [f"## {title}", "", *(f"- {_plain(text)}" for text in texts), ""]
     return "\n".join(lines)

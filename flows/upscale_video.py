@@ -44,6 +44,7 @@ from tasks.report import (
     recorded_output,
     report_beside,
 )
+from tasks.scout import scouting
 from tasks.sources import linked, localised, required
 from tasks.speed import expected_costs, remember_costs
 from tasks.storage import urls
@@ -193,6 +194,7 @@ def _begin(job: Job, plan: JobPlan, outputs: Outputs, compute: ComputeParams, ca
             plan.source,
             outputs.url,
             plan.parameters,
+            job.extension,
         ),
         f"{frames} frames in {len(plan.segments)} segments, {len(finished)} of them finished before",
     )
@@ -221,7 +223,8 @@ def _produce(
     computed: frozenset[int] = frozenset()
     with tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as name:
         for attempt in range(ROUNDS):
-            with watching(job, frozenset(job.finished())):
+            finished = frozenset(job.finished())
+            with watching(job, finished), scouting(plan, finished, compute, cache_dir):
                 computed |= _compute_missing(job, plan, compute, cache_dir, lease)
             _sweep(work, job, keep=Path(name))  # of workers that died
             try:

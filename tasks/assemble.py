@@ -13,7 +13,7 @@ from tasks.sources import check_unchanged, unchanged
 from tasks.storage.jobs import Job
 
 
-@task(name="assemble", cache_policy=NO_CACHE)
+@task(name="assemble", task_run_name="assemble", cache_policy=NO_CACHE)
 def assemble(
     job: Job, plan: JobPlan, folder: Path, cache_dir: Path, compute: ComputeParams = ComputeParams()
 ) -> tuple[Path, tuple[str, ...]]:

@@ -72,6 +72,10 @@ class Heart:
         self.cuts += cuts
         self.memory_bytes = memory_bytes
 
+    def start_over(self) -> None:
+        """The segment is made anew, within the same attempt."""
+        self.done = 0
+
     def write(self) -> None:
         fields = asdict(self.beat) | {"done": self.done, "memory_bytes": self.memory_bytes, "at": time.time()}
         fields |= {"latents": self.latents, "cuts": self.cuts}

@@ -23,6 +23,16 @@ class JobPlanned:
     source: str = ""
     output: str = ""
     parameters: tuple[tuple[str, str], ...] = ()
+    extension: str = "mp4"  # of the segments' files
+
+
+@dataclass(frozen=True)
+class CutsFound:
+    """All scene cuts of frames [start, stop), found before the work gets there."""
+
+    start: int
+    stop: int
+    cuts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,15 @@ class SegmentReused:
 
 
 Event = (
-    JobPlanned | StageEntered | SegmentStarted | FramesDone | SegmentComputed | SegmentReused | SegmentFailed | RunEnded
+    JobPlanned
+    | CutsFound
+    | StageEntered
+    | SegmentStarted
+    | FramesDone
+    | SegmentComputed
+    | SegmentReused
+    | SegmentFailed
+    | RunEnded
 )
 
 

@@ -1,14 +1,15 @@
 """How long a run will still take: the model's steps are counted, what a step costs is learned as they are made.
 
 Steps cost alike whatever they emit, so work is counted in latent frames: a stream begins with 6 of them for 21 frames
-and goes on with 2 for 8. A scene cut begins another stream. Cuts are seen from where emitted frames end; how many more
-there will be is guessed from those seen.
+and goes on with 2 for 8. A scene cut begins another stream. As far as cuts are known beforehand (tasks/scout) steps are
+counted exactly; behind that their number is guessed from those seen.
 """
 
 import heapq
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from flashvsr_core.segments import FIRST_EMIT, GRID, STEP
@@ -16,7 +17,9 @@ from flashvsr_core.segments import FIRST_EMIT, GRID, STEP
 FIRST_LATENTS, STEP_LATENTS = 6, 2  # of a stream's first step and of every later one
 CUT_LATENTS = 2.5  # a cut's mean cost: a first step that emits less, half a step lost at either side of it
 USUAL_CUTS, USUAL_FRAMES = 0.3, 30  # what is assumed of every film, as if it had been seen
-TRUST = 6  # latent frames that weigh as much as what was remembered from earlier runs
+TRUST = 2  # latent frames that weigh more than what was remembered from earlier runs, made at another load
+RECENT = 1 / 3  # of the work so far that weighs most: a machine's load changes
+RECENT_TIMES = 8  # ... but no less than what came in so many times
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,30 @@ class Costs:
 NOTHING_KNOWN = Costs()
 
 
+@dataclass(frozen=True)
+class Shots:
+    """The scene cuts (first frames of scenes) of frames [start, stop), all of them known."""
+
+    start: int = 0
+    stop: int = 0
+    cuts: tuple[int, ...] = ()
+
+    def reach(self, segment: "Segment", preroll: int) -> int:
+        """Up to which frame a segment's steps are known; its start where nothing is."""
+        covered = self.start <= max(0, segment.start - preroll) and segment.start < self.stop
+        return min(segment.stop, self.stop) if covered else segment.start
+
+
+UNSEEN = Shots()
+
+
 class Segment(Protocol):
     """What is read of a segment; times are on one clock, 0 where it was not reached."""
 
     @property
     def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
     @property
     def frames(self) -> int: ...
     @property
@@ -104,76 +126,202 @@ def latents(start: int, frames: int, preroll: int) -> int:
     return FIRST_LATENTS + STEP_LATENTS * max(0, -(-(streamed - FIRST_EMIT) // STEP))
 
 
+def steps_of(start: int, stop: int, preroll: int, cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Every step that makes frames [start, stop): its latent frames, and where what it emits ends.
+
+    A stream begins `preroll` frames before, or at the last cut in there, which is then all that is streamed.
+    """
+    base = max(0, start - preroll)
+    opening = max((cut for cut in cuts if base <= cut <= start), default=base)
+    shots = [opening, *(cut for cut in cuts if opening < cut < stop), stop]
+    for first, end in itertools.pairwise(shots):
+        position = first // GRID * GRID
+        cost, emits = FIRST_LATENTS, FIRST_EMIT
+        while position < end:
+            position += emits
+            yield cost, min(position, end)
+            cost, emits = STEP_LATENTS, STEP
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run's segments take, in latent frames, as far as can be known."""
+
+    preroll: int
+    cuts: float  # a frame, where they are not known
+    shots: Shots = UNSEEN
+
+    def beginning(self, segment: Segment, frames: int = 0) -> float:
+        """Until its first frames come: the first step that emits any, or `frames` of them."""
+        reach = self.shots.reach(segment, self.preroll)
+        if reach <= segment.start:
+            return self._guessed(segment, frames)
+        made = 0
+        for cost, end in self._steps(segment, reach):
+            made += cost
+            if end >= segment.start + max(1, frames):
+                break
+        return made
+
+    def left(self, segment: Segment) -> float:
+        """What follows the frames that are done; where none is, its beginning included."""
+        reach = self.shots.reach(segment, self.preroll)
+        at = segment.start + segment.done
+        known = sum(cost for cost, end in self._steps(segment, reach) if end > at) if reach > at else 0
+        if known or segment.first:
+            return known + self._guessed_steps(segment.stop - max(at, reach))
+        rest = segment.frames - _first_frames(segment, self.preroll)
+        return self._guessed(segment, 0) + self._guessed_steps(rest)
+
+    def next(self, segment: Segment) -> int:
+        """The step that is being made; the longer kind where cuts are not known."""
+        at = segment.start + segment.done
+        steps = self._steps(segment, self.shots.reach(segment, self.preroll))
+        return next((cost for cost, end in steps if end > at), FIRST_LATENTS) if at < segment.stop else 0
+
+    def _steps(self, segment: Segment, reach: int) -> Iterator[tuple[int, int]]:
+        return steps_of(segment.start, reach, self.preroll, self.shots.cuts)
+
+    def _guessed_steps(self, frames: int) -> float:
+        return STEP_LATENTS * -(-frames // STEP) + CUT_LATENTS * self.cuts * frames
+
+    def _guessed(self, segment: Segment, frames: int) -> float:
+        """A beginning where cuts are not known: its stream starts at the last one in the pre-roll.
+
+        Frames that were told of by the store are many steps' at once.
+        """
+        lead, usual = min(segment.start, self.preroll), _first_frames(segment, self.preroll)
+        streamed = (1 - math.exp(-self.cuts * lead)) / self.cuts
+        ahead = latents(segment.start, usual, self.preroll) - FIRST_LATENTS
+        more = STEP_LATENTS * (max(0, frames - usual) // STEP)
+        return FIRST_LATENTS + (ahead * streamed / lead if lead else 0.0) + more
+
+
 @dataclass(frozen=True)
 class Learned:
     """What a run has shown so far."""
 
     latent: float  # seconds a latent frame
     start: float  # seconds of loading and compiling
-    cuts: float  # a frame
     begin: float  # how much dearer beginnings of later segments were than expected, as a factor
-    preroll: int
+    work: Work
 
-    def beginning(self, segment: Segment) -> float:
-        """Seconds until its first frames come, the worker being warm. A cut in the pre-roll makes it shorter."""
-        return self.begin * self.latent * _expected(segment, self.preroll, self.cuts)
+    def slowed(self, segments: Sequence[Segment], now: float, longest: float) -> "Learned":
+        """The same, dearer where nothing has come for more than `longest`, the longest wait so far.
 
-    def steps(self, frames: int) -> float:
-        """Seconds for `frames` frames of a stream that runs."""
-        return self.latent * (STEP_LATENTS * -(-frames // STEP) + CUT_LATENTS * self.cuts * frames)
+        Less says nothing: of other processes the store tells every few seconds only, in which they make many steps.
+        """
+        waited = [(now - s.last, self.work.next(s)) for s in segments if s.state == "running" and s.first]
+        usual = [(took, cost, max(longest, cost * self.latent)) for took, cost in waited]
+        beyond = sum(max(0.0, took - wait) for took, _, wait in usual)
+        late = sum(cost for took, cost, wait in usual if took > wait)
+        return replace(self, latent=self.latent + beyond / (late + RECENT_TIMES * STEP_LATENTS)) if late else self
 
-    def whole(self, segment: Segment) -> float:
-        return self.beginning(segment) + self.steps(segment.frames - _first_frames(segment, self.preroll))
+    def left(self, segment: Segment) -> float:
+        """Seconds for what is left of a segment on a warm worker."""
+        dearer = 0.0 if segment.first else (self.begin - 1) * self.work.beginning(segment)
+        return self.latent * (self.work.left(segment) + dearer)
 
 
-def learn(segments: Sequence[Segment], preroll: int, known: Costs) -> Learned | None:
-    """What is known of a run: `known` from earlier ones counts for a first step, what this one shows for the rest."""
+def learn(
+    segments: Sequence[Segment],
+    preroll: int,
+    known: Costs,
+    shots: Shots = UNSEEN,
+    paces: Sequence[tuple[float, int]] = (),
+) -> Learned | None:
+    """What is known of a run: `known` from earlier ones counts for a first step, what this one shows for the rest.
+
+    `paces`: seconds and latent frames of its steps, in the order they came; without them all weigh the same.
+    """
     begun = sorted((s for s in segments if s.first), key=lambda s: s.began)
     opening = {s.worker: s for s in reversed(begun)}.values()  # the first of every worker
     later = [s for s in begun if all(s is not o for o in opening)]
-    cuts = (USUAL_CUTS + sum(s.cuts for s in begun)) / (USUAL_FRAMES + sum(s.done for s in begun))
-    seconds, work = sum(s.last - s.first for s in begun), float(sum(s.latents for s in begun))
-    first = [(s.first - s.began, _expected_seen(s, preroll, cuts)) for s in opening]
-    if known.start is not None or not work:  # else nobody knows how much of a beginning was loading
-        seconds += sum(max(0.0, took - (known.start or 0.0)) for took, _ in first)
-        work += sum(made for _, made in first)
-    if known.latent is not None:
-        seconds, work = seconds + TRUST * known.latent, work + TRUST
-    if not work:
+    work = Work(preroll, _usual_cuts(begun, shots), shots)
+    first = [(s.first - s.began, work.beginning(s, s.first_frames)) for s in opening]
+    latent = _seconds_a_latent(first, begun, known, paces)
+    if latent is None:
         return None
-    latent = seconds / work
-    expected = sum(_expected_seen(s, preroll, cuts) for s in later)
+    expected = sum(work.beginning(s, s.first_frames) for s in later)
     begin = (sum(s.first - s.began for s in later) / latent + FIRST_LATENTS) / (expected + FIRST_LATENTS)
     loading = [max(0.0, took - made * latent) for took, made in first]
     start = sum(loading) / len(loading) if loading else known.start or 0.0
-    return Learned(latent, start, cuts, begin, preroll)
+    return Learned(latent, start, begin, work)
 
 
-def measured(segments: Sequence[Segment], preroll: int) -> Costs | None:
+def measured(segments: Sequence[Segment], preroll: int, shots: Shots = UNSEEN) -> Costs | None:
     """What this run alone tells of steps and beginnings; None where the two cannot be told apart."""
-    found = learn(segments, preroll, NOTHING_KNOWN) if any(s.latents for s in segments) else None
+    found = learn(segments, preroll, NOTHING_KNOWN, shots) if any(s.latents for s in segments) else None
     return None if found is None else Costs(found.latent, found.start)
 
 
-def computing_left(segments: Sequence[Segment], preroll: int, devices: int, known: Costs, now: float) -> float | None:
+def computing_left(
+    segments: Sequence[Segment],
+    preroll: int,
+    devices: int,
+    known: Costs,
+    now: float,
+    shots: Shots = UNSEEN,
+    paces: Sequence[tuple[float, int]] = (),
+) -> float | None:
     """Seconds until the last frame comes; None before anything tells."""
-    found = learn(segments, preroll, known)
+    found = learn(segments, preroll, known, shots, paces)
     if found is None:
         return None
+    if paces:
+        found = found.slowed(segments, now, max(took for took, _ in paces))
     warm = {s.worker for s in segments if s.first}
     queues = []
     for s in segments:
         if s.state == "running" and s.done < s.frames:  # one that is only being closed keeps no device
-            cost = found.steps(s.frames - s.done) if s.first else found.whole(s)
-            cost += 0.0 if s.worker in warm else found.start
+            cost = found.left(s) + (0.0 if s.worker in warm else found.start)
             queues.append(max(0.0, cost - (now - (s.last if s.first else s.began))))
     queues += [0.0 if warm else found.start] * (devices - len(queues))
     heapq.heapify(queues)
     between = _between(segments, devices, now)
     for s in segments:
         if s.state in ("waiting", "failed"):  # the device that is free first takes it
-            heapq.heapreplace(queues, queues[0] + found.whole(s) + between)
+            heapq.heapreplace(queues, queues[0] + found.left(s) + between)
     return max(queues)
+
+
+def _seconds_a_latent(
+    first: Sequence[tuple[float, float]],
+    begun: Sequence[Segment],
+    known: Costs,
+    paces: Sequence[tuple[float, int]],
+) -> float | None:
+    """Seconds a latent frame; `first`: seconds and latent frames of every worker's first beginning."""
+    seconds, work = _recent(paces) if paces else (sum(s.last - s.first for s in begun), sum(s.latents for s in begun))
+    if first and (known.latent is not None or not work):
+        # How much of a beginning was loading is known from earlier runs at best; other work slows that down as well.
+        loading = (known.start or 0.0) / known.latent if known.latent else 0.0
+        took, made = sum(took for took, _ in first), sum(made for _, made in first)
+        whole = made + loading * len(first)
+        weight = made * made / whole  # the more of it was loading, the less it tells
+        seconds, work = seconds + weight * took / whole, work + weight
+    if known.latent is not None:
+        weight = TRUST / (1 + work)
+        seconds, work = seconds + weight * known.latent, work + weight
+    return seconds / work if work else None
+
+
+def _recent(paces: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Seconds and latent frames, the latest weighing most."""
+    horizon = sum(made for _, made in paces) * max(RECENT, RECENT_TIMES / len(paces))
+    seconds = work = 0.0
+    for took, made in paces:
+        keep = math.exp(-made / horizon)
+        seconds, work = seconds * keep + took, work * keep + made
+    return seconds, work
+
+
+def _usual_cuts(begun: Sequence[Segment], shots: Shots) -> float:
+    """Cuts a frame, from those known beforehand or those met, whichever are of more frames."""
+    met = sum(s.cuts for s in begun), sum(s.done for s in begun)
+    known = len(shots.cuts), shots.stop - shots.start
+    cuts, frames = max(met, known, key=lambda found: found[1])
+    return (USUAL_CUTS + cuts) / (USUAL_FRAMES + frames)
 
 
 def _first_frames(segment: Segment, preroll: int) -> int:
@@ -181,20 +329,6 @@ def _first_frames(segment: Segment, preroll: int) -> int:
     lead = min(segment.start, preroll)
     first = FIRST_EMIT - lead if lead < FIRST_EMIT else STEP - (lead - FIRST_EMIT) % STEP
     return min(segment.frames, first)
-
-
-def _expected(segment: Segment, preroll: int, cuts: float) -> float:
-    """Latent frames until the first frames of a segment come: its stream starts at the last cut in the pre-roll."""
-    lead = min(segment.start, preroll)
-    streamed = (1 - math.exp(-cuts * lead)) / cuts
-    ahead = latents(segment.start, _first_frames(segment, preroll), preroll) - FIRST_LATENTS
-    return FIRST_LATENTS + (ahead * streamed / lead if lead else 0.0)
-
-
-def _expected_seen(segment: Segment, preroll: int, cuts: float) -> float:
-    """The same for frames that were told of: by the store, many steps' at once."""
-    more = max(0, segment.first_frames - _first_frames(segment, preroll))
-    return _expected(segment, preroll, cuts) + STEP_LATENTS * (more // STEP)
 
 
 def _between(segments: Sequence[Segment], devices: int, now: float) -> float:

@@ -153,7 +153,10 @@ def doubts(quality: dict[str, Any] | None) -> tuple[str, ...]:
     if stability is not None and stability < LIVELY[0]:
         found.append(f"stability {stability:.2f}: noise was removed, or motion is smeared")
     if worst is not None and worst > VISIBLE:
-        found.append(f"worst join {worst:+.2f}: a border between segments may be seen; a larger --preroll helps")
+        found.append(
+            f"worst join {worst:+.2f}: a border between segments may be seen; a larger --preroll helps, or a lower "
+            "--crf where the encoder makes it"
+        )
     if quality["color_drift"] > DRIFTED:
         found.append(
             f"colour drift {quality['color_drift']:.2f}: colours differ from the source's; try --color-fix wavelet"

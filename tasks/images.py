@@ -27,7 +27,7 @@ MANIFEST = 1  # version of the manifest
 WORK_PATTERN = "%d"
 
 
-@task(name="unpack", cache_policy=NO_CACHE)
+@task(name="unpack", task_run_name="unpack", cache_policy=NO_CACHE)
 def unpack_images(job: Job, plan: JobPlan, folder: Path, depth: Depth) -> tuple[Path, ...]:
     """The images of all segments as files in `folder`, in order; the first and last of each segment are decoded.
 

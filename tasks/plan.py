@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import Geometry
+from flashvsr_core.registry import ModelSpec
 from flashvsr_core.segments import SegmentPlan, plan_segments
 from flashvsr_core.upscaler import resolve_params
 from tasks import sources, weights
@@ -31,6 +32,7 @@ from tasks.media.size import target_pixels
 from tasks.media.stills import DEFAULT_FPS, SEQUENCE, is_float_format
 from tasks.media.timestamps import parse_rate
 from tasks.media.trim import Trim, frame_range, trimmed
+from tasks.memory import MemoryPlan, plan_memory, streams_of
 from tasks.outputs import Outputs, container_wanted, outputs_of
 from tasks.storage import urls
 from tasks.storage.jobs import Job, job_key
@@ -108,6 +110,7 @@ class JobPlan:
     trim: Trim = Trim()
     fps: str | None = None
     first_number: int = 1  # of images that are made: that of the source's first image
+    memory: MemoryPlan | None = None  # None: planned before memory was looked at
 
     @property
     def geometry(self) -> Geometry:
@@ -172,11 +175,11 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     device = devices_of(request.compute)[0]
     asked = replace(request.params, scenes=_scenes(request.params, whole, first, stop))
     found = weights.locate(asked.model, asked.mode, models_dir(request.compute), asked.unknown_weights)
-    params = resolve_params(asked, found.spec, device)
+    params, memory = _fitted(asked, found.spec, request.compute, geometry, device, streams_of(encode))
     digest = sources.fingerprint(source, cache_dir)
     parts = {
         "source": digest,
-        "params": asdict(params),
+        "params": _hashed(params),
         "encode": asdict(encode),
         "weights": dict(found.digests),
         "pixels": PIXELS,
@@ -207,8 +210,32 @@ def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
         trim=request.trim,
         fps=request.fps,
         first_number=sources.first_number(source) + first,
+        memory=memory,
     )
     return job, plan
+
+
+def _fitted(
+    asked: UpscaleParams,
+    spec: ModelSpec,
+    compute: ComputeParams,
+    geometry: Geometry,
+    device: torch.device,
+    streams: int,
+) -> tuple[UpscaleParams, MemoryPlan]:
+    """Resolved parameters, in the tiles that memory demands."""
+    tiles = {"tiled_dit": asked.tiled_dit, "tile_size": asked.tile_size, "tile_overlap": asked.tile_overlap}
+    resolved = replace(resolve_params(asked, spec, device), **tiles)  # type: ignore[arg-type]
+    return plan_memory(spec, resolved, compute, geometry, device, streams)
+
+
+def _hashed(params: UpscaleParams) -> dict[str, Any]:
+    """What of the parameters identifies a job: nothing of tiles where there are none, so that keys stay."""
+    fields = asdict(params)
+    if params.tiled_dit == "off":
+        for name in ("tiled_dit", "tile_size", "tile_overlap"):
+            del fields[name]
+    return fields
 
 
 def settle_plan(job: Job, plan: JobPlan) -> JobPlan:
@@ -231,6 +258,7 @@ def settle_plan(job: Job, plan: JobPlan) -> JobPlan:
             f"{plan.source} has {plan.info.frames} frames but the plan of {job.url} says {settled.info.frames}; "
             "use --fresh to plan anew"
         )
+    settled = replace(settled, memory=plan.memory)  # where things are kept is this run's own choice
     if settled.source != plan.source:
         # The same content was moved, or is there twice; workers must read where it is now.
         settled = replace(settled, source=plan.source)
@@ -238,7 +266,7 @@ def settle_plan(job: Job, plan: JobPlan) -> JobPlan:
     return settled
 
 
-@task(name="plan", task_run_name="plan-{request.source}", cache_policy=NO_CACHE)
+@task(name="plan", task_run_name="plan", cache_policy=NO_CACHE)
 def plan_job(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     """Plan a job and check that output, store and disk can take it; bad input is refused before anything is written."""
     job, plan = make_plan(request, cache_dir)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from tasks.events import (
+    CutsFound,
     FramesDone,
     JobPlanned,
     RunEnded,
@@ -19,9 +20,10 @@ from tasks.events import (
     Stage,
     StageEntered,
 )
-from tasks.forecast import Costs, computing_left, measured
+from tasks.forecast import UNSEEN, Costs, Shots, computing_left, measured
 
 WINDOW = 30.0  # seconds that "now" means
+PACES = 512  # steps whose speed is remembered
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 State = Literal["waiting", "running", "done", "reused", "failed"]
@@ -69,6 +71,7 @@ class Snapshot:
     source: str
     output: str
     parameters: tuple[tuple[str, str], ...]
+    extension: str  # of the segments' files
     frames: int
     frames_done: int
     frames_reused: int
@@ -117,6 +120,8 @@ class RunProgress(logging.Handler):
         self.computing: float | None = None
         self.tail_begun: float | None = None
         self.recent: deque[tuple[float, int]] = deque()
+        self.shots = UNSEEN
+        self.paces: deque[tuple[float, int]] = deque(maxlen=PACES)  # seconds and latent frames of steps
         self.devices_at_once = 1
         self.fallbacks: list[str] = []
         self.warnings: list[str] = []
@@ -146,6 +151,8 @@ class RunProgress(logging.Handler):
             begun, warnings = self.begun, self.warnings
             self._clear(event)
             self.begun, self.warnings = begun, warnings
+        elif isinstance(event, CutsFound):
+            self.shots = Shots(event.start, event.stop, event.cuts)
         elif isinstance(event, RunEnded):
             self.status = event.status
         elif (
@@ -171,6 +178,8 @@ class RunProgress(logging.Handler):
         elif isinstance(event, FramesDone):
             if not segment.first:
                 segment.first, segment.first_frames = now, event.frames
+            elif event.latents:
+                self.paces.append((now - segment.last, event.latents))
             segment.done += event.frames
             segment.latents += event.latents
             segment.cuts += event.cuts
@@ -199,6 +208,7 @@ class RunProgress(logging.Handler):
                 source=self.plan.source,
                 output=self.plan.output,
                 parameters=self.plan.parameters,
+                extension=self.plan.extension,
                 frames=self.plan.frames,
                 frames_done=computed + reused,
                 frames_reused=reused,
@@ -208,7 +218,7 @@ class RunProgress(logging.Handler):
                 fps_average=computed / busy if computed and busy > 0 else None,
                 left=self._left(segments, now),
                 tail=now - self._tail_since(segments, now) if self.tail_begun is not None else 0.0,
-                measured=measured(segments, self.plan.preroll),
+                measured=measured(segments, self.plan.preroll, self.shots),
                 memory_bytes=max((s.memory_bytes for s in segments), default=0),
                 fallbacks=tuple(self.fallbacks),
                 warnings=tuple(self.warnings),
@@ -233,7 +243,10 @@ class RunProgress(logging.Handler):
         tail = self.plan.costs.tail
         if self.tail_begun is not None or (segments and all(s.done == s.frames for s in segments)):
             return max(0.0, tail - (now - self._tail_since(segments, now)))
-        computing = computing_left(segments, self.plan.preroll, self.devices_at_once, self.plan.costs, now)
+        plan = self.plan
+        computing = computing_left(
+            segments, plan.preroll, self.devices_at_once, plan.costs, now, self.shots, self.paces
+        )
         return None if computing is None else computing + tail
 
     def _tail_since(self, segments: tuple[SegmentProgress, ...], now: float) -> float:

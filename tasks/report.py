@@ -140,7 +140,7 @@ def look_at(result: Path, source: Path, plan: JobPlan, seconds: float, reference
         return Look(notes=(f"the result's quality was not measured: {error}",))
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
 def make_report(
     job: Job,
     plan: JobPlan,

@@ -1,7 +1,6 @@
 """No-reference scores by models of others, only where package and weights are on this machine already."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-log = logging.getLogger(__name__)
-
-# pyiqa's name of a metric, and what its weights' file is called in pyiqa's cache.
-PYIQA = {"musiq": "musiq_koniq_ckpt*.pth", "clipiqa": "RN50.pt"}
+# pyiqa's name of a metric, and where below PyTorch's hub folder it looks for weights; elsewhere it would fetch them.
+PYIQA = {"musiq": "pyiqa/musiq_koniq_ckpt-*.pth", "clipiqa": "clip/RN50.pt"}
 
 
 class Scorer(Protocol):
@@ -40,19 +37,27 @@ class PyiqaScorer:
             return float(self.metric(x))
 
 
-def present(cache: Path | None = None) -> tuple[Scorer, ...]:
-    """The scorers that work here without any download; `cache`: where pyiqa keeps weights."""
-    if find_spec("pyiqa") is None:
-        return ()
-    cache = cache or Path(torch.hub.get_dir()) / "pyiqa"
-    found: list[Scorer] = []
-    for name, pattern in PYIQA.items():
-        if not any(cache.rglob(pattern)):
-            continue
-        import pyiqa
+Finder = Callable[[Path], Sequence[Scorer]]
+"""The scorers of one kind that work without any download, given the folder where PyTorch keeps weights."""
 
-        found.append(PyiqaScorer(name, pyiqa.create_metric(name, device="cpu")))
-    return tuple(found)
+
+def pyiqa_here(hub: Path) -> tuple[Scorer, ...]:
+    """Metrics of pyiqa whose weights are on disk; nothing is imported where none are."""
+    names = [name for name, pattern in PYIQA.items() if any(hub.glob(pattern))]
+    if not names or find_spec("pyiqa") is None:
+        return ()
+    import pyiqa
+
+    return tuple(PyiqaScorer(name, pyiqa.create_metric(name, device="cpu")) for name in names)
+
+
+FINDERS: tuple[Finder, ...] = (pyiqa_here,)
+
+
+def present(hub: Path | None = None) -> tuple[Scorer, ...]:
+    """All scorers that work here without any download; `hub`: where weights are looked for, default PyTorch's."""
+    hub = hub or Path(torch.hub.get_dir())
+    return tuple(scorer for finder in FINDERS for scorer in finder(hub))
 
 
 def score(frames: Sequence[np.ndarray], scorers: Sequence[Scorer]) -> dict[str, float]:

@@ -30,7 +30,7 @@ def estimate_seconds(
     """Expected seconds of computing for some segments of a plan, and what that rests on."""
     latent, basis = expected_costs(plan, compute, cache_dir).latent, "runs finished on this machine before"
     if latent is None:
-        latent, basis = _measure(plan, compute) * padded_megapixels(plan), "one step on a small picture, just now"
+        latent, basis = _measure(plan, compute) * _size(plan), "one step on a small picture, just now"
     return latent * sum(latents(s.start, s.frames, _preroll(plan)) for s in segments), basis
 
 
@@ -40,7 +40,7 @@ def expected_costs(plan: JobPlan, compute: ComputeParams, cache_dir: Path) -> Co
     known = memory.get(_key(plan, compute), {})
     latent = known.get("latent")
     return Costs(
-        None if latent is None else latent * padded_megapixels(plan),
+        None if latent is None else latent * _size(plan),
         known.get("start"),
         _usual_tail(plan) * memory.get("tail", {}).get("factor", 1.0),
     )
@@ -49,11 +49,17 @@ def expected_costs(plan: JobPlan, compute: ComputeParams, cache_dir: Path) -> Co
 def remember_costs(plan: JobPlan, compute: ComputeParams, costs: Costs, cache_dir: Path) -> None:
     """Note what a finished run has cost; a latent frame of None and a tail of 0 say nothing."""
     memory = _read(cache_dir)
-    new = {"start": costs.start, "latent": costs.latent and costs.latent / padded_megapixels(plan)}
+    new = {"start": costs.start, "latent": costs.latent and costs.latent / _size(plan)}
     _mix(memory, _key(plan, compute), {name: value for name, value in new.items() if value is not None})
     if costs.tail > 0:
         _mix(memory, "tail", {"factor": costs.tail / _usual_tail(plan)})
     urls.write_json(_place(cache_dir), memory)
+
+
+def _size(plan: JobPlan) -> float:
+    """Megapixels that cost as much as the picture: costs are remembered as those of whole pictures, while tiles and
+    offloading take longer."""
+    return padded_megapixels(plan) * (plan.memory.slowdown if plan.memory is not None else 1.0)
 
 
 def padded_megapixels(plan: JobPlan) -> float:

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from prefect.context import TaskRunContext
 
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.cuts import CONTEXT
-from flashvsr_core.errors import BadInput, FlashvsrError, TransientError, UserError
+from flashvsr_core.errors import BadInput, FlashvsrError, OutOfMemory, TransientError, UserError
 from flashvsr_core.layout import Planes
 from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, rgb_packer, yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
@@ -31,8 +31,9 @@ from tasks.gpu import PeakMemory, device_name, devices_of, keep_compiled, loaded
 from tasks.media import images
 from tasks.media.codecs import has_alpha
 from tasks.media.decode import Channel, read_frames
-from tasks.media.encode import check_segment, encode_segment, layout_of
-from tasks.plan import JobPlan, read_plan
+from tasks.media.encode import EncodedSegment, check_segment, encode_segment, layout_of
+from tasks.memory import Way, enforce_limit, streams_of
+from tasks.plan import JobPlan, bytes_needed, read_plan
 from tasks.sources import check_unchanged, unchanged
 from tasks.storage import urls
 from tasks.storage.jobs import Job, SegmentResult
@@ -44,6 +45,7 @@ _PATIENCE = 300.0  # seconds for the next 8 frames of a source
 _SECONDS_BEFORE = 0.2  # more for every frame before the first, which may all have to be decoded
 _DECODED_AHEAD = 4  # items of `read_frames` that wait for the model
 _CHUNKS_AHEAD = 2  # chunks of the model's output that wait for the encoder
+_SPARE_BYTES = 2**26  # that a segment may still need of the disk; a fuller one ends it before others suffer
 
 
 class SegmentKey(CachePolicy):
@@ -81,6 +83,7 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
         return held
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
+    check_space(plan, segment, work)
     with (
         unchanged(plan.source, plan.fingerprint, compute, cache_dir) as source,
         tempfile.TemporaryDirectory(prefix=job.work_prefix, dir=work) as folder,
@@ -93,6 +96,30 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
         urls.remove(job.record_url(segment.index), missing_ok=True)  # a local source may have changed under the reader
         raise
     return result
+
+
+def check_space(plan: JobPlan, segment: SegmentPlan, work: Path) -> None:
+    """UserError where the folder for work files has no room for the segment, which is encoded there."""
+    _demand(work, _encoded_bytes(plan, segment.frames), segment)
+
+
+def _check_space_left(plan: JobPlan, segment: SegmentPlan, folder: Path, done: int) -> None:
+    """The same while the segment is being made: others write to that disk too. Less is demanded than before it began,
+    since what is expected may be too much."""
+    _demand(folder, min(_SPARE_BYTES, _encoded_bytes(plan, segment.frames - done)), segment)
+
+
+def _encoded_bytes(plan: JobPlan, frames: int) -> int:
+    return bytes_needed(plan) * frames // (2 * plan.info.frames)
+
+
+def _demand(folder: Path, need: int, segment: SegmentPlan) -> None:
+    free = urls.free_bytes(str(folder))
+    if free is not None and free < need:
+        raise UserError(
+            f"{folder} has {free >> 20} MiB free but about {need >> 20} MiB are needed for segment {segment.index}; "
+            "finished segments stay: free some space or choose another place with --work-dir, and run again"
+        )
 
 
 def _in_a_worker(
@@ -134,18 +161,24 @@ def _make(
             torch.set_num_threads(plan.cpu_threads)  # Dask and Ray give their workers one
         beat = heart.beat
         tell(SegmentStarted(segment.index, segment.frames, beat.device, beat.worker, beat.attempt))
+        enforce_limit(compute, device)
         memory = PeakMemory(device)
-        upscaler = loaded_upscaler(plan.params, plan.digests, compute, device)
-        # Three at work at once: a thread decodes, one drives the model, and this one encodes.
-        with ExitStack() as threads:
-            planes = _planes(plan, segment, upscaler, source, threads)
-            chunks = threads.enter_context(Ahead(planes, _CHUNKS_AHEAD, "model"))
-            steps = Steps(segment.start, segment.stop, in_chunks=not has_alpha(plan.encode.pix_fmt))
-            told = _told(chunks, segment, memory, heart, steps)
-            write: Any = images.encode_images if images.is_images(plan.encode.container) else encode_segment
-            encoded = write(told, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
+        way = Way.of(job, plan.params, geometry, compute, device, streams_of(plan.encode))
+        fallbacks: list[str] = []
+        while True:
+            try:
+                encoded, blocked = _computed(plan, segment, way, source, file, memory, heart, fallbacks)
+                break
+            except OutOfMemory as error:
+                fallbacks.append(str(error.reason))
+                way = way.next(error)
+            # What was made of the segment is overwritten.
+            heart.start_over()
+            tell(SegmentStarted(segment.index, segment.frames, beat.device, beat.worker, beat.attempt))
+        way.remember()
+        fallbacks += [way.fallback] if way.changes_pixels else []
         seconds = time.monotonic() - begun
-        if (note := encoder_note(chunks.blocked, seconds)) is not None:
+        if (note := encoder_note(blocked, seconds)) is not None:
             log.info("segment %d: %s", segment.index, note)
     heap.trim()
     released()
@@ -167,7 +200,8 @@ def _make(
         attempts=beat.attempt,
         worker=beat.worker,
         started=beat.started,
-        encoder_wait=chunks.blocked,
+        fallbacks=tuple(dict.fromkeys(fallbacks)),
+        encoder_wait=blocked,
     )
     forget_beat(job, segment.index)
     tell(
@@ -177,8 +211,38 @@ def _make(
     return result
 
 
+def _computed(
+    plan: JobPlan,
+    segment: SegmentPlan,
+    way: Way,
+    source: Path,
+    file: Path,
+    memory: PeakMemory,
+    heart: Heart,
+    fallbacks: list[str],
+) -> tuple[EncodedSegment, float]:
+    """The segment encoded into `file`, and the seconds for which the model waited for the encoder."""
+    upscaler = loaded_upscaler(way.rung.params, plan.digests, way.compute, way.device)
+    upscaler.begin(way.rung.placement)
+    # Three at work at once: a thread decodes, one drives the model, and this one encodes.
+    with ExitStack() as threads:
+        planes = _planes(plan, segment, upscaler, source, threads, fallbacks.append)
+        chunks = threads.enter_context(Ahead(planes, _CHUNKS_AHEAD, "model"))
+        steps = Steps(segment.start, segment.stop, in_chunks=not has_alpha(plan.encode.pix_fmt))
+        told = _told(chunks, plan, segment, file.parent, memory, heart, steps)
+        write: Any = images.encode_images if images.is_images(plan.encode.container) else encode_segment
+        geometry = plan.geometry
+        encoded: EncodedSegment = write(told, file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
+    return encoded, chunks.blocked
+
+
 def _planes(
-    plan: JobPlan, segment: SegmentPlan, upscaler: Upscaler, source: Path, threads: ExitStack
+    plan: JobPlan,
+    segment: SegmentPlan,
+    upscaler: Upscaler,
+    source: Path,
+    threads: ExitStack,
+    on_fallback: Callable[[str], None],
 ) -> Iterator[np.ndarray | Planes]:
     """The segment's planes (RGB or RGBA for images), straight from source frames through the model; transparency
     goes through it as a picture of its own."""
@@ -189,9 +253,10 @@ def _planes(
     else:
         layout = layout_of(plan.encode, plan.info)
         colour_pack, alpha_pack = yuv_packer(layout), grey_packer(layout.depth)
-    chunks = _pictures(plan, segment, upscaler, source, threads, colour_pack, "colour")
+    chunks = _pictures(plan, segment, upscaler, source, threads, colour_pack, "colour", on_fallback)
     if has_alpha(plan.encode.pix_fmt):
-        chunks = _with_alpha(chunks, _pictures(plan, segment, upscaler, source, threads, alpha_pack, "alpha"))
+        alphas = _pictures(plan, segment, upscaler, source, threads, alpha_pack, "alpha", on_fallback)
+        chunks = _with_alpha(chunks, alphas)
     return chunks
 
 
@@ -203,6 +268,7 @@ def _pictures(
     threads: ExitStack,
     pack: Pack,
     channel: Channel,
+    on_fallback: Callable[[str], None],
 ) -> Iterator[np.ndarray | Planes]:
     """One channel of the segment through the model, made into what `pack` makes, at the final size."""
     preroll = plan.params.preroll
@@ -213,7 +279,8 @@ def _pictures(
     patience = (_PATIENCE, _PATIENCE + first * _SECONDS_BEFORE)
     frames = threads.enter_context(Ahead(decoded, _DECODED_AHEAD, f"decode {channel}", *patience))
     pack = changed(pack, resizer(plan.geometry.out_width, plan.geometry.out_height))
-    return upscaler.stream(_patient(frames, plan), first=first, emit=(segment.start, segment.stop), pack=pack)
+    emit = (segment.start, segment.stop)
+    return upscaler.stream(_patient(frames, plan), first=first, emit=emit, pack=pack, on_fallback=on_fallback)
 
 
 def _patient(frames: Iterable[np.ndarray], plan: JobPlan) -> Iterator[np.ndarray]:
@@ -229,7 +296,9 @@ def _patient(frames: Iterable[np.ndarray], plan: JobPlan) -> Iterator[np.ndarray
 
 def _told(
     chunks: Iterable[np.ndarray | Planes],
+    plan: JobPlan,
     segment: SegmentPlan,
+    folder: Path,
     memory: PeakMemory,
     heart: Heart,
     steps: Steps,
@@ -237,6 +306,7 @@ def _told(
     """The same chunks; each is looked at and told of when the encoder takes it."""
     for planes in chunks:
         stop.within_segment()
+        _check_space_left(plan, segment, folder, heart.done)
         memory.look()
         count = len(planes[0] if isinstance(planes, tuple) else planes)
         latents, cuts = steps.add(count)

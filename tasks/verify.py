@@ -13,7 +13,7 @@ from tasks.plan import JobPlan
 Depth = Literal["joins", "full"]
 
 
-@task(name="verify", cache_policy=NO_CACHE)
+@task(name="verify", task_run_name="verify", cache_policy=NO_CACHE)
 def verify_output(merged: Path, plan: JobPlan, depth: Depth) -> None:
     """Raise unless `merged` has the planned frames, size and times, and decodes around every join (or throughout)."""
     tell(StageEntered("verify"), "verifying the merged file")

@@ -18,7 +18,7 @@ LAYERS = {
     "tasks": ({"flashvsr_core", "tasks"}, {"cyclopts"}),
     "flows": ({"flashvsr_core", "tasks", "flows"}, set()),
 }
-NO_TORCH = ("config", "segments", "geometry", "errors", "registry", "modelfiles")
+NO_TORCH = ("config", "segments", "geometry", "errors", "quantities", "registry", "modelfiles")
 
 
 def layer_of(path: Path) -> str:

@@ -5,6 +5,7 @@ attention needs no permutation; everything else works token by token.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -82,6 +83,7 @@ class KvRing:
         self.next = 0
         self.buffers: RingBuffers | None = None
         self.spare: RingBuffers | None = None  # to be used if they fit, instead of new ones
+        self.host: list[RingBuffers] | None = None  # slices, while they are off the device
 
     def push(self, k: Tensor, v: Tensor, windows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Add a step's slices (B heads (slices*windows) 128 d); return all visible keys, values and pooled keys.
@@ -117,6 +119,15 @@ class KvRing:
         self.filled = max(self.filled, self.next + 1)
         self.next = (self.next + 1) % self.slots
 
+    def room_for(self, device: torch.device) -> RingBuffers:
+        """Empty buffers on the device for what lies on the host."""
+        assert self.host, "there are slices on the host"
+        k, v, pooled = (
+            torch.empty((*t.shape[:2], self.slots * t.shape[2], *t.shape[3:]), dtype=t.dtype, device=device)
+            for t in self.host[0]
+        )
+        return k, v, pooled
+
     def _open(self, new: RingBuffers, slices: int, windows: int) -> None:
         kept = min(slices, self.slots - 1)
         self.buffers, self.spare = self._fitting(new, windows), None
@@ -132,6 +143,13 @@ class KvRing:
             return self.spare
         k, v, pooled = (t.new_empty(shape) for t, shape in zip(new, shapes))
         return k, v, pooled
+
+
+Around = Callable[[int, list[KvRing]], AbstractContextManager[object]]
+
+
+def nothing_around(number: int, rings: list[KvRing]) -> AbstractContextManager[object]:
+    return nullcontext()
 
 
 class SelfAttention(nn.Module):
@@ -314,9 +332,13 @@ class Dit(nn.Module):
         rings: list[KvRing],
         constants: DitConstants,
         sparsity: Sparsity,
+        around: Around = nothing_around,
     ) -> Tensor:
         """latents: B C F h w, F even; lq_tokens: B (F h/2 w/2) dim; first_latent: absolute index of latent frame 0, as
-        a number or an integer tensor of no dimensions on the device."""
+        a number or an integer tensor of no dimensions on the device.
+
+        around: entered around each block's work (see `Offloader`).
+        """
         x = self.patch_embedding(latents)
         grid = dict(zip("fhw", (size // window for size, window in zip(x.shape[2:], WINDOW))))
         x = rearrange(x, "b d (f a) (h r) (w c) -> b (f h w a r c) d", **_AXES)
@@ -330,9 +352,10 @@ class Dit(nn.Module):
         rounding = cast(Block, self.blocks[0]).rounding
         norm = sparsity.kernels.norm if rounding is None else rounding.norm
         y: Tensor | Rounded = norm(x, scale, shift, self.spec.eps, 1.0)
-        for block, *parts, ring in zip(self.blocks, modulations, followings, constants.cross, rings):
-            modulation, following, prompt = parts
-            x, y = block(x, y, modulation, following, prompt, rope, ring, sparsity)
+        each = enumerate(zip(self.blocks, modulations, followings, constants.cross, rings))
+        for number, (block, modulation, following, prompt, ring) in each:
+            with around(number, rings):
+                x, y = block(x, y, modulation, following, prompt, rope, ring, sparsity)
         x = self.head.head(y)
         patch = dict(zip("xyz", self.spec.patch_size))
         return rearrange(

@@ -77,6 +77,8 @@ class ShuffleGrow(nn.Module):
 class TcDecoder(nn.Module):
     """Keys as published: `decoder` is numbered as there, layers without weights included."""
 
+    front_memories = 0  # tensors of the memory that belong to `front`
+
     def __init__(self, spec: TcDecoderSpec) -> None:
         super().__init__()
         a, b, c, d = spec.channels
@@ -126,6 +128,26 @@ class TcDecoder(nn.Module):
         """As `fuse`, and nothing is concatenated: results are written where the next layer reads them."""
         if not (self.detail or self.residual):
             self.fused = InPlaceLayers(self.decoder, repeat, finish)
+
+    @property
+    def reach(self) -> int:
+        """How many output pixels away what an output pixel depends on may lie, a multiple of 8."""
+        spread, scale = 0, _PATCH
+        for layer in self.decoder:
+            if isinstance(layer, nn.Upsample):
+                scale //= 2
+            spread += sum(scale * (m.kernel_size[0] // 2) for m in layer.modules() if isinstance(m, nn.Conv2d))
+            if isinstance(layer, ShuffleGrow):
+                scale //= 2
+        return _PATCH * -(-spread // _PATCH)
+
+    def front(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """What must see the whole picture before `back`: nothing here."""
+        return latents, []
+
+    def back(self, latents: Tensor, condition: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """`forward`, which may be computed for parts of the picture."""
+        return self.forward(latents, condition, memory)
 
     def forward(self, latents: Tensor, condition: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         """latents: B C F h w; condition: B 3 T H W in [-1, 1], the frames to emit: T = 4F, or 4F - 3 in a stream's

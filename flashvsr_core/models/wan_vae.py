@@ -8,6 +8,8 @@ left without encoder, tiling and config machinery is this file; its keys are the
 argument.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -21,6 +23,7 @@ _LEVELS = (4, 4, 2, 1)  # channels of the resolutions 1/8, 1/4, 1/2, 1, in units
 _BLOCKS = 3  # residual blocks at each resolution
 _DOUBLES_TIME = (True, True, False)  # which of the three enlargements also doubles the frames
 _TIMED = 2 * (_BLOCKS + 1)  # layers up to and with the last that doubles the frames
+_REACH_UNIT = 8  # output pixels of one latent pixel
 _MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
          0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
 _STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
@@ -171,8 +174,18 @@ class _Decoder(nn.Module):
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """One latent frame, B 1 C h w -> frames B T 3 H W."""
+        return self.back(self.front(x, past), past)
+
+    def front(self, x: Tensor, past: Past) -> Tensor:
+        """Up to the last layer that looks at the whole picture; B 1 C h w."""
         x = self.conv1(x, past)
-        for layer in (*self.middle, *self.upsamples[:_TIMED]):
+        for layer in self.middle:
+            x = layer(x, past)
+        return x
+
+    def back(self, x: Tensor, past: Past) -> Tensor:
+        """The rest: convolutions, which look no further than `WanVaeDecoder.reach`. Returns frames B T 3 H W."""
+        for layer in self.upsamples[:_TIMED]:
             x = layer(x, past)
         # From here on nothing changes the number of frames: one at a time takes a quarter of the memory.
         turn, frames = past.turn, []
@@ -188,6 +201,8 @@ class _Decoder(nn.Module):
 class WanVaeDecoder(nn.Module):
     """Keys as published (`decoder.*`, `conv2.*` of Wan2.1_VAE.pth). Inside, tensors are B T C H W."""
 
+    front_memories = 5  # tensors of the memory that belong to `front`: its first convolution and two blocks of two
+
     def __init__(self, spec: VaeSpec) -> None:
         super().__init__()
         self.conv2 = nn.Conv3d(spec.z_dim, spec.z_dim, 1)
@@ -200,12 +215,38 @@ class WanVaeDecoder(nn.Module):
         (they reach beyond [-1, 1]), and the memory, whose size does not depend on the length of the video; the memory
         that was passed in is overwritten.
         """
+        frames, memory = _frame_by_frame(self.decoder, self._scaled(latents), memory)
+        return rearrange(frames, "b t c h w -> b c t h w"), memory
+
+    @property
+    def reach(self) -> int:
+        """How many output pixels away what a pixel of `back` depends on may lie, a multiple of 8."""
+        convolutions = 2 * _BLOCKS + 1  # at each resolution: those of its blocks and the enlargement's, or the last one
+        return _REACH_UNIT * -(-(2 * _BLOCKS * 8 + convolutions * (4 + 2 + 1) + 1) // _REACH_UNIT)
+
+    def front(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """The part of `forward` that must see the whole picture: B C F h w for `back`, and its own memory."""
+        x, memory = _frame_by_frame(self.decoder.front, self._scaled(latents), memory)
+        return rearrange(x, "b t c h w -> b c t h w"), memory
+
+    def back(self, x: Tensor, condition: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """The rest of `forward`, which may be computed for parts of the picture; arguments likewise."""
+        frames, memory = _frame_by_frame(self.decoder.back, rearrange(x, "b c t h w -> b t c h w"), memory)
+        return rearrange(frames, "b t c h w -> b c t h w"), memory
+
+    def _scaled(self, latents: Tensor) -> Tensor:
         mean, std = (latents.new_tensor(v, dtype=torch.float32)[:, None, None, None] for v in (_MEAN, _STD))
-        x = rearrange(self.conv2((latents * std + mean).to(latents.dtype)), "b c t h w -> b t c h w")
-        frames = []
-        for latent in x.split(1, dim=1):
-            past = Past(memory)
-            frames.append(self.decoder(latent, past))
-            memory = past.frames
-        assert memory is not None, "there is at least one latent frame"
-        return rearrange(torch.cat(frames, dim=1), "b t c h w -> b c t h w"), memory
+        return rearrange(self.conv2((latents * std + mean).to(latents.dtype)), "b c t h w -> b t c h w")
+
+
+def _frame_by_frame(
+    layers: Callable[[Tensor, Past], Tensor], x: Tensor, memory: Memory | None
+) -> tuple[Tensor, Memory]:
+    """`layers` on one latent frame (dim 1) after the other."""
+    frames = []
+    for latent in x.split(1, dim=1):
+        past = Past(memory)
+        frames.append(layers(latent, past))
+        memory = past.frames
+    assert memory is not None, "there is at least one latent frame"
+    return torch.cat(frames, dim=1), memory

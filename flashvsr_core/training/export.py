@@ -27,14 +27,18 @@ def save_export(path: Path, tensors: dict[str, Tensor], spec: ModelSpec, about: 
 
 def load_export(path: Path) -> dict[str, Any]:
     """Fields of `Weights` from an exported file."""
-    with safe_open(path, "pt") as file:
-        spec = json.loads(file.metadata()["spec"])
     tensors = load_file(path)
     parts = {
         name: {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         for name in PARTS
     }
-    return {"spec": spec_from(spec), **parts, "prompt": tensors["prompt"], "digests": {"nano": sha256_of(path)}}
+    return {"spec": spec_of(path), **parts, "prompt": tensors["prompt"], "digests": {"nano": sha256_of(path)}}
+
+
+def spec_of(path: Path) -> ModelSpec:
+    """The spec in an exported file's metadata."""
+    with safe_open(path, "pt") as file:
+        return spec_from(json.loads(file.metadata()["spec"]))
 
 
 def spec_from(values: dict[str, Any]) -> ModelSpec:

@@ -1,6 +1,7 @@
 """Train `nano`: python -m flashvsr_core.training.train --cache /tmp/cache --out /tmp/nano --minutes 9
 
 A run may be cut into calls: `--minutes` bounds this call, `--total` plans the whole, `--resume` goes on from `--out`.
+`--start FILE` begins a new run with the values of an exported model.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import json
 import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from flashvsr_core.registry import ModelSpec
 from flashvsr_core.training.data import Bank, Batch, Feeder, Mix
-from flashvsr_core.training.export import save_export
+from flashvsr_core.training.export import save_export, spec_of
 from flashvsr_core.training.initial import LATENT_STD, initialise
 from flashvsr_core.training.recipe import Recipe, load_recipe
 from flashvsr_core.training.unroll import Model, Window, unroll
@@ -163,6 +165,14 @@ class Trainer:
         self.rewarm = self.iteration
         self._seed()
 
+    def start(self, file: Path) -> None:
+        """Begin with the values of an exported model; ValueError where its spec is not that of this run."""
+        found = spec_of(file)
+        if found != self.spec:
+            raise ValueError(f"{file} has the spec {found}, this run {self.spec}; give --recipe with the file's spec")
+        self.model.load_state_dict(load_file(file))
+        self.average = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -171,6 +181,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, required=True, help="of this call")
     parser.add_argument("--total", type=float, help="minutes planned for all calls; default: this call")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--start", type=Path, help="an exported model whose values this run begins with")
     parser.add_argument("--recipe", type=Path, help="JSON that changes the recipe or the spec")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -178,9 +189,13 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     device = torch.device(options.device)
     recipe, spec = load_recipe(options.recipe)
+    if options.start:  # its decoder has learned to need the latents
+        recipe = replace(recipe, alone=0.0, mixed=0.0)
     trainer = Trainer(recipe, spec, Bank(options.cache, device), device, 60 * (options.total or options.minutes))
     if options.resume:
         trainer.resume(options.out)
+    elif options.start:
+        trainer.start(options.start)
     log.info("%.2fM parameters", sum(p.numel() for p in trainer.model.parameters()) / 1e6)
     trainer.run(60 * options.minutes, options.out)
 

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import UserError
+from flashvsr_core.quantities import age_text, bytes_text, parse_age, parse_bytes
 from flows import settings
 from flows.cli import options
-from flows.cli.quantities import age_text, bytes_text, parse_age, parse_bytes
 from flows.cli.run import pipeline, tell_report
 from tasks.media.encode import encoder_text
 

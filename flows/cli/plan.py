@@ -15,7 +15,7 @@ from tasks.media.limits import Limits
 from tasks.media.trim import Trim
 
 if TYPE_CHECKING:
-    from tasks.plan import Request
+    from tasks.plan import JobPlan, Request
 
 
 def plan(
@@ -74,6 +74,7 @@ def describe(request: "Request") -> dict[str, Any]:
         "finished": sorted(finished),
         "estimate_seconds": seconds,
         "estimate_basis": basis,
+        "memory": _memory(plan),
         "disk_bytes": bytes_needed(plan),
         "plan": plan.to_json(),
     }
@@ -91,6 +92,7 @@ def _table(found: dict[str, Any]) -> Table:
         ("encoder", encoder_text(encode)),
         ("segments", f"{len(segments)} of up to {longest} frames, {len(found['finished'])} finished"),
         ("estimate", f"{found['estimate_seconds']:.0f} s of computing left (from {found['estimate_basis']})"),
+        *_memory_rows(found["memory"]),
         ("disk", f"about {found['disk_bytes'] / 1e6:.0f} MB while it runs"),
         ("job", found["job"]),
     ]
@@ -98,6 +100,40 @@ def _table(found: dict[str, Any]) -> Table:
     for name, value in rows:
         table.add_row(name, escape(value))
     return table
+
+
+def _memory(plan: "JobPlan") -> dict[str, Any]:
+    """What was chosen to fit into memory, and what it is expected to take."""
+    memory = plan.memory
+    assert memory is not None, "a plan that was just made has it"
+    placement, params = memory.placement, plan.params
+    return {
+        "limit_bytes": memory.limit_bytes,
+        "device_bytes": memory.device_bytes,
+        "host_bytes": memory.host_bytes,
+        "slowdown": memory.slowdown,
+        "tile_size": params.tile_size if params.tiled_dit == "on" else None,
+        "tile_overlap": params.tile_overlap if params.tiled_dit == "on" else None,
+        "tiles_at_once": placement.batch,
+        "decoder_tile": placement.decoder_tile,
+        "offload": placement.offload,
+        "device_is_host": plan.device_type == "cpu",
+    }
+
+
+def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
+    tiles = (
+        f"tiles of {memory['tile_size']} overlapping by {memory['tile_overlap']}" if memory["tile_size"] else "untiled"
+    )
+    parts = f"decoded in parts of {memory['decoder_tile']}" if memory["decoder_tile"] else "decoded whole"
+    way = f"{tiles}, {parts}, offload {memory['offload']}, {memory['slowdown']:.2f} x the time of the untiled picture"
+    device, host = (memory[name] / 2**30 for name in ("device_bytes", "host_bytes"))
+    peak = (
+        f"{device + host:.2f} GiB"
+        if memory["device_is_host"]
+        else f"{device:.2f} GiB on the device, {host:.1f} GiB here"
+    )
+    return [("memory", f"{peak} expected at the peak, limit {memory['limit_bytes'] / 2**30:.2f} GiB"), ("way", way)]
 
 
 def _size(size: list[int]) -> str:

@@ -18,6 +18,7 @@ from tasks.progress import STAGES, RunProgress, SegmentProgress, Snapshot
 Loudness = Literal["quiet", "normal", "verbose"]
 
 LINE_SECONDS = 15.0  # between progress lines where there is no terminal
+DONE = "green"  # what is done; rich's own bars are red, as if something were wrong
 DEVICES = 8  # rows of segments at work that are shown
 
 
@@ -33,7 +34,7 @@ def shown(console: Console, loudness: Loudness = "normal") -> Iterator[None]:
     live = Live(
         get_renderable=lambda: view(progress.snapshot(), console.options.ascii_only),
         console=console,
-        refresh_per_second=2,
+        refresh_per_second=1,  # the clock shows seconds; drawing costs processor time
         transient=True,
     )
     lines = logging.StreamHandler(_ConsoleStream(console))
@@ -55,10 +56,12 @@ def view(now: Snapshot, plain: bool = False) -> RenderableType:
         rows += [_segment(segment) for segment in now.running[:DEVICES]]
         if len(now.running) > DEVICES:
             rows.append(Text(f"  and {len(now.running) - DEVICES} more segments at work", style="dim"))
-    for name, texts in (("fallback", now.fallbacks), ("warning", now.warnings)):
-        if texts:
-            more = f" (and {len(texts) - 1} before)" if len(texts) > 1 else ""
-            rows.append(Text(f"  {name:<9} {texts[-1]}{more}", style="yellow", no_wrap=True, overflow="ellipsis"))
+    if now.fallbacks:
+        more = f" (and {len(now.fallbacks) - 1} before)" if len(now.fallbacks) > 1 else ""
+        text = f"  fallback  {now.fallbacks[-1]}{more}"
+        rows.append(Text(text, style="yellow", no_wrap=True, overflow="ellipsis"))
+    if now.warnings:  # they stand above as lines
+        rows.append(Text(f"  warnings  {len(now.warnings)}, told above", style="yellow"))
     return Group(*rows)
 
 
@@ -93,10 +96,10 @@ def _stages(now: Snapshot, plain: bool) -> Text:
 
 def _bar(now: Snapshot) -> Table:
     left = "time left not known yet" if now.left is None else f"{clock(now.left)} left"
-    table = Table.grid(padding=(0, 1))
+    table = Table.grid(padding=(0, 2))
     table.add_row(
-        " ",
-        ProgressBar(total=now.frames, completed=now.frames_done, width=32),
+        "",
+        ProgressBar(now.frames, now.frames_done, 32, complete_style=DONE, finished_style=DONE),
         f"{now.share:>4.0%}",
         f"{now.frames_done}/{now.frames} frames",
         Text(left, "bold"),
@@ -131,7 +134,7 @@ def _segment(segment: SegmentProgress) -> Table:
     table.add_row(
         Text(f"  {device:<9}", "cyan"),
         f"segment {segment.index}",
-        ProgressBar(total=segment.frames, completed=segment.done, width=16),
+        ProgressBar(segment.frames, segment.done, 16, complete_style=DONE, finished_style=DONE),
         f"{segment.done}/{segment.frames}",
         f"{speed}  {memory}{tries}",
     )

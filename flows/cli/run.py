@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flows import settings
@@ -88,13 +89,22 @@ def run(
 @contextmanager
 def pipeline(console: Console, loudness: "Loudness") -> "Iterator[Callable[..., RunReport]]":
     """The main flow, ready to be called: with a Prefect API, progress on `console`, and an ear for Ctrl-C."""
-    with prefect_api():
-        # Imported late: Prefect reads where its server is when it is imported.
-        from flows.cli.progress import shown
-        from flows.upscale_video import upscale_video
+    with ExitStack() as stack:
+        with _starting(console, loudness):
+            stack.enter_context(prefect_api())
+            # Imported late: Prefect reads where its server is when it is imported.
+            from flows.cli.progress import shown
+            from flows.upscale_video import upscale_video
 
         with shown(console, loudness), heeding_interrupts():
             yield upscale_video
+
+
+def _starting(console: Console, loudness: "Loudness") -> AbstractContextManager[object]:
+    """Says that the command starts, which takes seconds before there is anything to see; on a terminal only."""
+    if not console.is_terminal or loudness == "quiet":
+        return nullcontext()
+    return console.status(Text("starting", style="dim"), spinner="line" if console.options.ascii_only else "dots")
 
 
 def tell_report(report: "RunReport", console: Console, elapsed: float, as_json: bool, quiet: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Prefect's own server for one command: quiet, on a free loopback port, and gone however the command ends."""
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -28,6 +29,10 @@ _QUIET = {
     "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
 }
 
+# Prefect's senders of events and logs, by the names of their loggers: where they are slow they warn of what is left
+# to send, which says nothing to a user and breaks into the live view.
+SENDERS = ("EventsWorker", "APILogWorker")
+
 
 @contextmanager
 def prefect_api() -> Iterator[None]:
@@ -36,6 +41,8 @@ def prefect_api() -> Iterator[None]:
     Where PREFECT_API_URL is set, that server is used. Otherwise one is started as a child, with a database of its own
     that is thrown away, so that commands side by side never wait for each other's database.
     """
+    for name in SENDERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if os.environ.get("PREFECT_API_URL"):
         for name in ("PREFECT_LOGGING_LEVEL", "DO_NOT_TRACK"):
             os.environ.setdefault(name, _QUIET[name])

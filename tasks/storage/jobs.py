@@ -126,6 +126,11 @@ class Job:
         return urls.join(self.url, "report.json")
 
     @property
+    def rung_url(self) -> str:
+        """The tiles with which a segment got through after memory had run out (see tasks/memory)."""
+        return urls.join(self.url, "rung.json")
+
+    @property
     def segments_url(self) -> str:
         return urls.join(self.url, "segments")
 
@@ -252,6 +257,7 @@ class Job:
         names = sorted(urls.list_names(self.segments_url), key=lambda name: RECORD_NAME.fullmatch(name) is None)
         for name in names:
             urls.remove(urls.join(self.segments_url, name), missing_ok=True)
+        urls.remove(self.rung_url, missing_ok=True)
         for name in urls.list_names(self.live_url):
             urls.remove(urls.join(self.live_url, name), missing_ok=True)
         if urls.is_local(self.url):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashvsr_core.cuts import CONTEXT, mark_cuts
+from flashvsr_core.cuts import CONTEXT, _thumbnail, mark_cuts, sampled
 from tasks.media.decode import read_frames
 from tasks.media.probe import probe
 from tests.core.formula import moving_clip
@@ -73,3 +73,20 @@ def test_every_frame_comes_out_once_and_in_order() -> None:
     marked = list(mark_cuts(frames, 7, "auto"))
     assert [frame.index for frame in marked] == list(range(7, 42))
     assert all(np.array_equal(a.pixels, b) for a, b in zip(marked, frames))
+
+
+def test_sampled_frames_have_the_same_cuts(demo: np.ndarray) -> None:
+    large = demo.repeat(3, axis=1).repeat(2, axis=2)
+    assert cuts(np.stack([sampled(frame) for frame in large])) == cuts(large)
+    assert sampled(large[0]).shape == (128, 128, 3)
+    assert (sampled(sampled(large[0])) == sampled(large[0])).all()
+
+
+@pytest.mark.parametrize("size", [(108, 192), (17, 33), (700, 900), (2, 3)])
+def test_means_of_bytes_are_exact(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    sample = sampled(pixels).astype(np.float64)
+    y, x = (max(1, side // 32) for side in sample.shape[:2])
+    sample = sample[: len(sample) // y * y, : sample.shape[1] // x * x]
+    means = sample.reshape(len(sample) // y, y, sample.shape[1] // x, x, 3).mean(axis=(1, 3))
+    assert (_thumbnail(pixels) == means.astype(np.float32)).all()

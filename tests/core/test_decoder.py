@@ -9,6 +9,7 @@ from torch import Tensor
 from flashvsr_core.kernels.finish_frames import finish_frames
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.registry import TcDecoderSpec
+from flashvsr_core.tiling import Tile
 from tests.core import triton_here
 from tests.core.formula import draw, fill, relative_error
 
@@ -50,6 +51,22 @@ def test_fused_forms_give_the_same_frames(calls: list[int], condition: bool) -> 
     if calls == STREAM:
         assert torch.equal(found, expected)
     assert relative_error(found, expected) < 1e-6  # of one time step and of two, a convolution may be summed otherwise
+
+
+@torch.inference_mode()
+def test_memory_in_place_can_be_cut() -> None:
+    """A stream that goes on with a part of the picture, where memory ran out, and as much around it as is looked at."""
+    module = decoder()
+    module.fuse_in_place()
+    seen = module.reach + 32  # columns that are right, of twice as many
+    whole = Tile(0, 0, 16, 2 * seen)
+    part = Tile(0, 0, 16, seen + module.reach)
+    latents, condition = torch.randn(1, 16, 4, 2, 2 * seen // 8), torch.rand(1, 3, 13, 16, 2 * seen) * 2 - 1
+    _, memory = module(latents[:, :, :2], condition[:, :, :5], None)
+    cut = [part.crop(tensor, whole.width // tensor.shape[-1]).clone() for tensor in memory]
+    expected, _ = module(latents[:, :, 2:], condition[:, :, 5:], memory)
+    found, _ = module.back(part.crop(latents[:, :, 2:], 8), part.crop(condition[:, :, 5:]), cut)
+    assert relative_error(found[..., :seen], expected[..., :seen]) < 1e-5
 
 
 @torch.inference_mode()

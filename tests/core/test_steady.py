@@ -1,5 +1,6 @@
 """Recorded steps against computed ones. CUDA graphs are imitated: the same operations on the same tensors, again."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from flashvsr_core import run
 from flashvsr_core.bench.inputs import random_clip
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.geometry import Geometry
@@ -152,6 +154,29 @@ def test_what_cannot_be_recorded_is_computed_and_told(
     assert kept(other).failed == "RuntimeError: operation not permitted when stream is capturing"
     assert kept(other).replayed == 0
     assert "cannot be recorded" in caplog.text
+
+
+def test_where_memory_runs_out_recordings_are_let_go(
+    upscaler: Upscaler, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, other, calls, told = (
+        streamed(upscaler, clip),
+        recording(upscaler, Recorder()),
+        itertools.count(1),
+        list[str](),
+    )
+    correct = run.CORRECTIONS["adain"]
+
+    def full(*args: Tensor) -> Tensor:
+        if next(calls) == 5:  # the third step that is replayed
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return correct(*args)
+
+    monkeypatch.setitem(run.CORRECTIONS, "adain", full)
+    parts = [np.asarray(part) for part in other.stream(iter([clip]), on_fallback=told.append)]
+    assert np.array_equal(np.concatenate(parts), expected)
+    assert kept(other).failed == told[0]
+    assert kept(other).replayed == 3
 
 
 @pytest.mark.gpu

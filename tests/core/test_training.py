@@ -82,6 +82,23 @@ def test_training_makes_checkpoints_that_resume_and_a_model_that_upscales(cache:
     assert out.shape == (3, 64, 80, 3)
 
 
+def test_a_run_may_start_from_an_exported_model(cache: Path, tmp_path: Path) -> None:
+    bank = Bank(cache, CPU)
+    first = Trainer(RECIPE, SPEC, bank, CPU, total=1000)
+    first.iterate()
+    first.save(tmp_path)
+    second = Trainer(RECIPE, SPEC, bank, CPU, total=1000)
+    second.start(tmp_path / "nano.safetensors")
+    assert (second.iteration, second.spent) == (0, 0.0)
+    exported = {key: value.half() for key, value in first.average.items()}
+    for state in (second.model.state_dict(), second.average):
+        assert all(torch.equal(state[key].half(), value) for key, value in exported.items())
+    second.iterate()
+    other = Trainer(RECIPE, replace(SPEC, prompt_tokens=3), bank, CPU, total=1000)
+    with pytest.raises(ValueError, match="prompt_tokens=2"):
+        other.start(tmp_path / "nano.safetensors")
+
+
 def test_the_way_of_the_latents_is_open(cache: Path) -> None:
     """Attempts d and g of the model card: one closed activation, and the DiT never reached the output."""
     trainer = Trainer(replace(RECIPE, alone=1.0, mixed=1.0), SPEC, Bank(cache, CPU), CPU, total=1000)

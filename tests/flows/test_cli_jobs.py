@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from flashvsr_core.errors import UserError
+from flashvsr_core.quantities import age_text, bytes_text, parse_age, parse_bytes
 from flows.cli.main import app
-from flows.cli.quantities import age_text, bytes_text, parse_age, parse_bytes
 from tasks.media.probe import probe
 from tasks.storage.jobs import Job
 from tests.flows.clips import digests, make_clip

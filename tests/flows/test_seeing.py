@@ -13,6 +13,7 @@ from flashvsr_core.errors import UserError
 from flows.artifacts import segment_rows, summary
 from flows.cli import options
 from flows.cli.progress import clock, line, shown, view
+from flows.cli.server import prefect_api
 from flows.logs import LARGEST_LOG, job_log, listening
 from tasks.events import (
     FramesDone,
@@ -40,7 +41,7 @@ def happen() -> None:
     tell(StageEntered("plan"))
     ranges = ((0, 16), (16, 32), (32, 48), (48, 64), (64, 80))
     planned = JobPlanned(
-        "/s/film-0123456789abcdef", 80, 5, 1, ranges, 8, Costs(tail=1.0), EVIL, "/o.mp4", (("scale", "4"),)
+        "/s/film-0123456789abcdef", 80, 5, 1, ranges, 8, Costs(tail=1.0), EVIL, "/o.mp4", (("scale", "4"),), "mov"
     )
     tell(planned, "80 frames in 5 segments, 1 of them finished before")
     tell(SegmentReused(0, 16))
@@ -74,7 +75,7 @@ def test_the_view_says_everything(now: Snapshot) -> None:
     text = drawn(now, width=140)
     for part in ("▸ segments", "· merge", "40/80 frames", "50%", "1 done, 1 reused, 1 running, 1 waiting, 1 failed",
                  "average", "memory 3.00 GiB", "cuda:0", "segment 2", "8/16", "attempt 2",
-                 "attention in tiles", "the disk is slow"):  # fmt: skip
+                 "attention in tiles", "warnings  1, told above"):  # fmt: skip
         assert part in text, (part, text)
     assert "> segments" in drawn(now, plain=True)
 
@@ -122,6 +123,20 @@ def test_a_terminal_gets_warnings_above_the_view() -> None:
     assert "computed in" not in text
 
 
+def test_prefects_senders_do_not_break_into_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for name in ("PREFECT_API_URL", "PREFECT_LOGGING_LEVEL", "DO_NOT_TRACK"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1/api" if name.endswith("URL") else "1")
+    loggers = [logging.getLogger(kind.__name__) for kind in (EventsWorker, APILogWorker)]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.NOTSET)
+        logger.manager._clear_cache()  # type: ignore[attr-defined]
+    with prefect_api():
+        assert [logger.isEnabledFor(logging.WARNING) for logger in loggers] == [False, False]
+
+
 def test_quiet_and_verbose_contradict() -> None:
     assert (options.loudness(False, True), options.loudness(True, False)) == ("quiet", "verbose")
     with pytest.raises(UserError, match="contradict"):
@@ -160,12 +175,13 @@ def test_the_jobs_log_stays_small(job_in: Callable[..., Job], tmp_path: Path) ->
 def test_the_artifacts_texts(now: Snapshot) -> None:
     rows = segment_rows(now)
     assert [row["state"] for row in rows] == ["reused", "done", "running", "failed", "waiting"]
-    assert rows[1]["link"] == "/s/film-0123456789abcdef/segments/00001.mp4"
-    assert (rows[2]["attempts"], rows[2]["done"], rows[3]["link"]) == (2, "8/16", "no memory")
+    assert (rows[1]["link"], rows[3]["link"]) == ("segments/00001.mov", "")
+    assert (rows[2]["attempts"], rows[2]["done"]) == (2, "8/16")
     text = summary(now)
     for part in (
         "| scale | `4` |",
         "/o.report.html",
+        "- segment 3: no memory",
         "- attention in tiles",
         "- the disk is slow",
         "16 of them reused",

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-PATIENCE = 120.0  # seconds for what passes: a restart, a database that is locked, a machine that is busy
+PATIENCE = 400.0  # seconds for what passes: a restart, a database that is locked, a machine that stands still
 
 
 class Api:
@@ -26,10 +27,15 @@ class Api:
                 answer = self.client.request(method, path, json=body)
                 if answer.status_code < 500 or time.monotonic() > deadline:
                     return answer
-            except httpx.TransportError:
+            except httpx.TransportError as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise AssertionError(f"{method} {path}: {error!r} for {PATIENCE} s\n{self.state()}") from None
             time.sleep(0.5)
+
+    def state(self) -> str:
+        """Ends of the logs, and what the machine does: who reads of a failure elsewhere has nothing else."""
+        logs = [f"{path.name}: {path.read_text(errors='replace')[-2500:]}" for path in self.logs.glob("*.log")]
+        return "\n".join([*logs, machine()])
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         answer = self.request(method, path, body).raise_for_status()
@@ -77,5 +83,20 @@ class Api:
             if found := condition():
                 return found
             time.sleep(0.5)
-        logs = [f"{path.name}: {path.read_text(errors='replace')[-2500:]}" for path in self.logs.glob("*.log")]
-        raise AssertionError(f"{what}: not within {seconds} s\n" + "\n".join(logs))
+        raise AssertionError(f"{what}: not within {seconds} s\n{self.state()}")
+
+
+def machine() -> str:
+    """Load, memory, the processor's share that waits for disks, and the processes that computed most."""
+    memory, swap, waits = psutil.virtual_memory(), psutil.swap_memory(), psutil.cpu_times_percent(1.0)
+    found = [p.info for p in psutil.process_iter(["pid", "status", "cpu_times", "cmdline"]) if p.info["cpu_times"]]
+    found.sort(key=lambda info: info["cpu_times"].user + info["cpu_times"].system, reverse=True)
+    lines = [f"{i['pid']} {i['status']} {' '.join(i['cmdline'] or [])[:100]}" for i in found[:8]]
+    return "\n".join(
+        [
+            f"load {', '.join(f'{one:.1f}' for one in psutil.getloadavg())}",
+            f"memory free {memory.available >> 20} of {memory.total >> 20} MiB, swap used {swap.used >> 20} MiB",
+            f"processor idle {waits.idle} %, waiting for disks {getattr(waits, 'iowait', 0.0)} %",
+            *lines,
+        ]
+    )

@@ -81,7 +81,7 @@ def within(module: Any, name: str, guard: Guard) -> None:
 
 def arrange(stage: str) -> None:
     """Have this process killed at `stage`; mostly in the second segment to be made."""
-    from flashvsr_core import upscaler
+    from flashvsr_core import run
     from flows import upscale_video
     from tasks import assemble, upscale, verify
     from tasks.media import encode
@@ -89,7 +89,7 @@ def arrange(stage: str) -> None:
 
     stages: dict[str, Callable[[], None]] = {
         "decoding": lambda: within(upscale, "read_frames", at_call(9, stage)),
-        "model": lambda: before(upscaler, "step", at_call(4, stage)),
+        "model": lambda: before(run.Run, "_step", at_call(4, stage)),
         "encoding": lambda: before(encode, "video_frame", at_call(20, stage)),
         # The segment's data are written, but under a temporary name.
         "storing": lambda: before(local, "settle", at_target(r"segments/\d+\.mp4", stage, number=2)),

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser.chromium import chromium
 from tests.flows.clips import make_clip
+from tests.system.api import Api
 from tests.system.processes import ROOT, prefect_server
 
 pytestmark = pytest.mark.system
@@ -23,22 +23,25 @@ pytestmark = pytest.mark.system
 OPTIONS = ("--segment-frames=16", "--scale=2", "--preset=ultrafast", "--preroll=8", "--devices=cpu", "--model=nano")
 NAME = "film|one.mp4"
 
+# Whether the last cell of the table can be seen to its end.
+SEEN_WHOLE = """
+    const cell = [...document.querySelectorAll("td")].at(-1), box = cell.getBoundingClientRect();
+    return cell.contains(document.elementFromPoint(box.right - 4, box.top + box.height / 2));
+"""
+
 
 @dataclass(frozen=True)
 class Seen:
     """A finished run on a server that still stands."""
 
-    api: str
+    api: Api
+    ui: str
     run: dict[str, Any]
     output: Path
 
-    @property
-    def ui(self) -> str:
-        return self.api.removesuffix("/api")
-
     def artifacts(self) -> dict[str, dict[str, Any]]:
         where = {"artifacts": {"flow_run_id": {"any_": [self.run["id"]]}}}
-        found = httpx.post(f"{self.api}/artifacts/filter", json=where).json()
+        found = self.api.call("POST", "/artifacts/filter", where)
         return {artifact["key"].rpartition("-")[2]: artifact for artifact in found}
 
 
@@ -53,23 +56,29 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             [*line, f"--work-dir={folder / 'work'}"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr
-        found = httpx.post(f"{env['PREFECT_API_URL']}/flow_runs/filter", json={}).json()
+        api = Api(env, folder)
+        found = api.call("POST", "/flow_runs/filter", {})
         (run,) = [run for run in found if run["name"].startswith("upscale-")]
-        yield Seen(env["PREFECT_API_URL"], run, output)
+        yield Seen(api, env["PREFECT_API_URL"].removesuffix("/api"), run, output)
 
 
 def test_names_can_be_read(seen: Seen) -> None:
-    runs = httpx.post(f"{seen.api}/flow_runs/filter", json={}).json()
+    runs = seen.api.call("POST", "/flow_runs/filter", {})
     assert {run["name"].rpartition("/")[2] for run in runs} == {NAME, "segments-film-one"}
-    tasks = {task["name"] for task in httpx.post(f"{seen.api}/task_runs/filter", json={}).json()}
-    assert {"upscale-00000", "upscale-00001", "upscale-00002"} <= tasks
+    numbered = {f"upscale-{index:05d}" for index in range(3)}
+    wanted = {"plan", *numbered, "assemble", "verify", "report", "upscale-segments-0"}  # the last: the subflow
+
+    def known() -> bool:
+        return {task["name"] for task in seen.api.call("POST", "/task_runs/filter", {})} == wanted
+
+    seen.api.until(known, 60, f"task runs {wanted}")  # the server learns of task runs by events, in batches
 
 
 def test_logs_reach_the_run(seen: Seen) -> None:
     deadline = time.monotonic() + 30
     lines: list[str] = []
     while time.monotonic() < deadline and not any("publishing" in line for line in lines):
-        lines = [log["message"] for log in httpx.post(f"{seen.api}/logs/filter", json={}).json()]
+        lines = [log["message"] for log in seen.api.call("POST", "/logs/filter", {})]
         time.sleep(0.5)
     for text in ("40 frames in 3 segments", "segment 2 [32, 40) computed in", "publishing"):
         assert any(text in line for line in lines), (text, lines)
@@ -109,6 +118,7 @@ def test_the_browser_shows_them(seen: Seen, tmp_path: Path) -> None:
         browser.save_screenshot(str(pictures / "ui-run.png"))
         shows(f"{seen.ui}/artifacts/artifact/{found['segments']['id']}", "attempts", "00002.mp4")
         browser.save_screenshot(str(pictures / "ui-segments.png"))
+        assert browser.execute_script(SEEN_WHOLE), "the table of segments is cut at its right"
         shows(f"{seen.ui}/artifacts/artifact/{found['summary']['id']}", "sparse_ratio", "out.report.html")
         time.sleep(1)
         browser.save_screenshot(str(pictures / "ui-summary.png"))

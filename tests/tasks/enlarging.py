@@ -1,6 +1,6 @@
 """The pipeline's own steps with plain enlargement where the model is: reading, writing and merging, made cheap."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.layout import Planes
 from flashvsr_core.pixels import Pack, enlarge
+from flashvsr_core.relief import Placement
 from tasks import upscale
 from tasks.assemble import assemble
 from tasks.media.encode import EncodeParams
@@ -27,8 +28,17 @@ class Enlarger:
     def __init__(self, scale: int) -> None:
         self.scale = scale
 
+    def begin(self, placement: Placement) -> None:
+        """Nothing is placed anywhere."""
+
     def stream(
-        self, frames: Iterable[np.ndarray], *, first: int, emit: tuple[int, int], pack: Pack
+        self,
+        frames: Iterable[np.ndarray],
+        *,
+        first: int,
+        emit: tuple[int, int],
+        pack: Pack,
+        on_fallback: Callable[[str], None],
     ) -> Iterator[np.ndarray | Planes]:
         start, stop = emit
         at = first

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from flashvsr_core.errors import UserError
-from tasks import scorers
 from tasks.media.probe import probe
 from tasks.quality import measure, sample_places, spread, summarise, window
 from tasks.reference import check_reference, compare, has_vmaf
@@ -102,16 +101,3 @@ def test_reference_numbers(tmp_path: Path) -> None:
     check_reference(truth, 96, 64, 12)
     with pytest.raises(UserError, match=r"96x64 with 12 frames.*192x128 with 12"):
         check_reference(truth, 192, 128, 12)
-
-
-def test_scorers_need_package_and_weights(tmp_path: Path) -> None:
-    assert scorers.present(tmp_path) == ()
-
-    class Brightness:
-        name = "brightness"
-
-        def score(self, frame: np.ndarray) -> float:
-            return float(frame.mean())
-
-    frames = [np.full((4, 4, 3), value, np.uint8) for value in (10, 20)]
-    assert scorers.score(frames, [Brightness()]) == {"brightness": 15.0}

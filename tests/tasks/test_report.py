@@ -122,6 +122,18 @@ def test_a_page_without_anything_measured(made_report: RunReport) -> None:
     assert "Before and after" not in html.page(bare.to_json(), ())
 
 
+def test_a_warning_that_is_a_note_too_stands_there_once(made_report: RunReport) -> None:
+    found = replace(made_report, notes=("no chapters",), warnings=("no chapters", "slow disk")).to_json()
+    text = html.page(found, ())
+    assert (text.count("no chapters"), text.count("slow disk")) == (1, 1)
+
+
+def test_joins_that_nobody_looked_at_are_told(made_report: RunReport) -> None:
+    found = made_report.to_json()
+    found["quality"] = {**found["quality"], "joins": found["quality"]["joins"][:1]}
+    assert "at 1 of 2 joins" in html.page(found, ())
+
+
 def test_what_cannot_be_measured_is_a_note(made: Made, tmp_path: Path) -> None:
     (tmp_path / "no.mp4").write_bytes(b"no video")
     look = look_at(tmp_path / "no.mp4", made.source, made.plan, 1.0)

@@ -1,9 +1,11 @@
-"""Makes the pictures of docs/parameters.md from the bundled clip with the embedded model: about 5 minutes on 2 cores.
+"""Makes the pictures of the documents from the bundled clip with the embedded model.
 
-python scripts/parameter_pictures.py
+python scripts/pictures.py parameters   # those of docs/parameters.md: about 5 minutes on 2 cores
+python scripts/pictures.py demo         # the README's, from what `make demo` wrote
 """
 
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,8 @@ IMAGES = ROOT / "docs" / "images"
 FIRST, SHOWN = 0, 12  # a stream from FIRST; the frame of it that is shown
 PART = (0.14, 0.22, 0.68, 0.80)  # left, top, right, bottom of the picture that is shown
 WIDTH = 360  # pixels of one panel
+DEMO = ROOT / "demo" / "bbb_4x.mp4"
+DEMO_FRAME, DEMO_PART = 12, (0.49, 0.12, 1.0, 0.9)
 
 
 def enlarged(frames: np.ndarray, params: UpscaleParams) -> np.ndarray:
@@ -65,33 +69,35 @@ def with_drift(picture: np.ndarray, source: np.ndarray) -> np.ndarray:
     return np.concatenate([whole_part(p) for p in (picture, np.asarray(shown))])
 
 
-def strip(name: str, panels: list[tuple[str, np.ndarray]]) -> None:
-    """Panels side by side with their labels, as docs/images/NAME.webp."""
-    cut = [(label, _fitted(Image.fromarray(picture))) for label, picture in panels]
+def strip(name: str, panels: list[tuple[str, np.ndarray]], width: int = WIDTH) -> None:
+    """Panels of `width` pixels side by side with their labels, as docs/images/NAME.webp."""
+    cut = [(label, _fitted(Image.fromarray(picture), width)) for label, picture in panels]
     height = max(picture.height for _, picture in cut)
-    sheet = Image.new("RGB", (len(cut) * (WIDTH + 8) - 8, height + 26), "white")
+    sheet = Image.new("RGB", (len(cut) * (width + 8) - 8, height + 26), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     for i, (label, picture) in enumerate(cut):
-        sheet.paste(picture, (i * (WIDTH + 8), 26))
-        draw.text((i * (WIDTH + 8) + 2, 4), label, fill="black", font=font)
+        sheet.paste(picture, (i * (width + 8), 26))
+        draw.text((i * (width + 8) + 2, 4), label, fill="black", font=font)
     sheet.save(IMAGES / f"{name}.webp", quality=82, method=6)
 
 
-def whole_part(picture: np.ndarray) -> np.ndarray:
-    return np.asarray(_cut(Image.fromarray(picture)))
+def whole_part(picture: np.ndarray, part: tuple[float, float, float, float] = PART) -> np.ndarray:
+    """The part (left, top, right, bottom, as shares of the picture) that is shown."""
+    height, width = picture.shape[:2]
+    left, top, right, bottom = part
+    return picture[round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
 
 
-def _cut(picture: Image.Image) -> Image.Image:
-    width, height = picture.size
-    left, top, right, bottom = PART
-    return picture.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
+def _fitted(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
 
 
-def _fitted(picture: Image.Image) -> Image.Image:
-    return picture.resize((WIDTH, round(WIDTH * picture.height / picture.width)), Image.Resampling.LANCZOS)
+def frame_of(path: Path, number: int) -> np.ndarray:
+    """One frame of a video, uint8 H W 3."""
+    return np.concatenate(list(read_frames(path, probe(path), number, number + 1)))[0]
 
 
-def main() -> None:
+def parameters() -> None:
     info = probe(CLIP)
     frames = np.concatenate(list(read_frames(CLIP, info, FIRST, FIRST + 25)))
     source = frames[SHOWN]
@@ -104,5 +110,20 @@ def main() -> None:
     strip("color", [(fix, with_drift(picture, source)) for fix, picture in fixed.items()])
 
 
+def demo() -> None:
+    """Before and after, pixel for pixel: bicubic enlargement of the source beside the output of `make demo`."""
+    if not DEMO.exists():
+        sys.exit(f"{DEMO} does not exist; run `make demo` first")
+    panels = [
+        ("before (bicubic)", bicubic(frame_of(CLIP, DEMO_FRAME), 4)),
+        ("after (nano)", frame_of(DEMO, DEMO_FRAME)),
+    ]
+    shown = [(label, whole_part(picture, DEMO_PART)) for label, picture in panels]
+    strip("demo", shown, width=shown[0][1].shape[1])
+
+
 if __name__ == "__main__":
-    main()
+    wanted = {"parameters": parameters, "demo": demo}.get(sys.argv[-1])
+    if wanted is None:
+        sys.exit(__doc__)
+    wanted()

@@ -1,0 +1,272 @@
+"""Peak memory and time of a step, foreseen from sizes alone: what can be counted is counted, the rest was fitted.
+
+All that a stream carries and all weights are counted exactly. What layers need while they compute is counted in
+tensors of their widest kind; those numbers stand in `assets/memory.json` with the tables they were fitted to.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from flashvsr_core.config import UpscaleParams
+from flashvsr_core.geometry import WINDOW_PIXELS, Geometry, TileSize
+from flashvsr_core.models.dit import Dit
+from flashvsr_core.models.lq_proj import LqProj
+from flashvsr_core.models.tcdecoder import TcDecoder
+from flashvsr_core.models.wan_vae import WanVaeDecoder
+from flashvsr_core.offload import at_least
+from flashvsr_core.registry import ModelSpec, TcDecoderSpec, VaeSpec
+from flashvsr_core.relief import Placement
+from flashvsr_core.segments import FIRST_READ, LOOKAHEAD, STEP
+from flashvsr_core.tiling import decoder_tiles, dit_tiles
+
+DeviceType = Literal["cuda", "cpu"]
+ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
+GIB = 2**30
+# Bytes of float32 pictures that are enlarged or corrected at once, at most; less where decoding is done in parts too.
+_PIXELS_BYTES = 2**28
+_FEW_PIXELS_BYTES = 2**26
+_FIRST_SLICES = 3  # token slices of a stream's first step
+_TOKENS_PER_PIXEL = 1 / WINDOW_PIXELS  # of one slice: 128 tokens for 128 x 128 pixels
+_PICTURE = 3 * 4  # bytes of one pixel of a float32 picture
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stream is expected to take. Bytes exclude the CUDA context; seconds are of one step on an H100."""
+
+    device_bytes: int
+    host_bytes: int
+    step_seconds: float
+    stages: tuple[tuple[str, int], ...]  # device bytes at the peak of each part of a step
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is counted: bytes of weights and, for the tiling, of all that is carried from step to step."""
+
+    blocks: int  # weights of the DiT's blocks
+    largest_block: int
+    other_weights: int
+    past: int  # keys and values of one tile
+    tile_pixels: int
+    tiles: int
+    pixels: int  # of the padded picture
+    streams: int
+    region_pixels: int  # of the largest part that is decoded at once
+    regions_pixels: int  # of all of them
+    memory_per_pixel: float  # of the decoder
+    element: int
+
+
+def coefficients(name: str) -> dict[str, Any]:
+    """The fitted numbers for `cuda`, `cpu` or `time`."""
+    found = _coefficients()[name]
+    assert isinstance(found, dict)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _coefficients() -> dict[str, Any]:
+    return dict(json.loads((resources.files("flashvsr_core") / "assets" / "memory.json").read_text()))
+
+
+def estimate(
+    spec: ModelSpec,
+    params: UpscaleParams,
+    geometry: Geometry,
+    device: DeviceType,
+    placement: Placement,
+    tile: TileSize | None,
+    overlap: int,
+    streams: int = 1,
+) -> Estimate:
+    """Expected peak of a stream of this geometry: its first step, which reads 25 frames. Precision must be resolved.
+
+    streams: how many are open on the model in turn: 2 where transparency is a picture of its own.
+    """
+    sizes = _sizes(spec, params, geometry, placement, tile, overlap, streams)
+    stages = _stages(spec, params, sizes, device, placement)
+    peak = int(max(stages.values()) * coefficients(device)["overhead"])
+    return Estimate(
+        peak, _host(sizes, device, placement), _seconds(sizes, params.mode, placement), tuple(stages.items())
+    )
+
+
+def _stages(
+    spec: ModelSpec, params: UpscaleParams, sizes: Sizes, device: DeviceType, placement: Placement
+) -> dict[str, int]:
+    fitted, e, level, pixels = coefficients(device), sizes.element, placement.offload, sizes.pixels
+    batch = min(placement.batch, sizes.tiles)
+    hosted = at_least(level, "kv")
+    past = 0 if hosted else sizes.tiles * sizes.past
+    moving = 2 * batch * sizes.past // spec.dit.num_layers if hosted else 0  # of two blocks: at work and on its way
+    cut = placement.decoder_tile is not None
+    memory = sizes.memory_per_pixel * (2 * sizes.region_pixels if hosted and cut else sizes.regions_pixels)
+    source = (FIRST_READ + LOOKAHEAD) * _PICTURE * pixels
+    always = sizes.other_weights + source + past + (sizes.streams - 1) * _resting(sizes, placement)
+    blocks = 2 * sizes.largest_block if level == "weights" else sizes.blocks
+    at_once = min(FIRST_READ, frames_at_once(pixels, placement)) * _PICTURE * pixels
+    out = STEP * 3 * 3 * e * pixels  # the first step's 24 frames
+    resting = 0 if at_least(level, "dit") else sizes.blocks
+    return {
+        "enlarge": int(always + resting + memory + at_once * fitted["pixel_floats"] / 2),
+        "lq": int(always + blocks + memory + batch * fitted["lq_tensors"] * _lq_values(spec) * e * sizes.tile_pixels),
+        "dit": int(always + blocks + memory + moving
+                   + batch * dit_activations(spec, sizes.tile_pixels, _FIRST_SLICES, e, device)),
+        "decoder": int(always + resting + memory + 2 * out
+                       + _decoder_values(spec, params.mode, device) * e * sizes.region_pixels),
+        "color": int(always + resting + memory + out + at_once * fitted["pixel_floats"]),
+    }  # fmt: skip
+
+
+def _resting(sizes: Sizes, placement: Placement) -> int:
+    """Bytes of a stream on the device while another one computes; its frames wait to be fetched, in 8 bits."""
+    hosted = at_least(placement.offload, "kv")
+    past = 0 if hosted else sizes.tiles * sizes.past
+    cut = placement.decoder_tile is not None
+    memory = 0 if hosted and cut else int(sizes.memory_per_pixel * sizes.regions_pixels)
+    return past + memory + (LOOKAHEAD * _PICTURE + FIRST_READ * 3) * sizes.pixels
+
+
+def frames_at_once(pixels: int, placement: Placement) -> int:
+    """Frames of so many pixels that are enlarged or corrected at once."""
+    return max(1, (_PIXELS_BYTES if placement.decoder_tile is None else _FEW_PIXELS_BYTES) // (_PICTURE * pixels))
+
+
+def dit_activations(spec: ModelSpec, pixels: int, slices: int, element: int, device: DeviceType) -> int:
+    """Bytes the DiT needs beside weights and keys and values for a tile of so many pixels."""
+    tokens = slices * pixels * _TOKENS_PER_PIXEL
+    width = coefficients(device)["dit_tensors"] + max(0.0, spec.dit.ffn_dim / spec.dit.dim - 6)
+    return int(tokens * spec.dit.dim * element * width)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """What can still be allocated on a GPU within this process's limit; None on the CPU, where nobody counts."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - allocated
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return max(0, min(free + unused, allowed - allocated))
+
+
+def _sizes(
+    spec: ModelSpec,
+    params: UpscaleParams,
+    geometry: Geometry,
+    placement: Placement,
+    tile: TileSize | None,
+    overlap: int,
+    streams: int,
+) -> Sizes:
+    e = ELEMENT[params.precision]
+    tiles = dit_tiles(geometry, tile, overlap)
+    tile_pixels = tiles[0].height * tiles[0].width
+    height, width = geometry.padded_height, geometry.padded_width
+    regions = decoder_tiles(geometry, placement.decoder_tile)
+    blocks, largest, others, reach = _weights(spec, params.mode)
+    if len(regions) > 1:
+        regions = tuple(region.grown(reach, height, width) for region in regions)
+    pixels = [region.height * region.width for region in regions]
+    slots = int(params.kv_ratio) + 1
+    per_token = 2 * spec.dit.dim * e + spec.dit.dim * 4 / (WINDOW_PIXELS)
+    past = int(spec.dit.num_layers * slots * tile_pixels * _TOKENS_PER_PIXEL * per_token)
+    lq_caches = 2 * (768 + spec.lq.hidden[0]) / 256 * e * tile_pixels * len(tiles) * streams
+    return Sizes(
+        blocks * e, largest * e, int(others * e + lq_caches), past, tile_pixels, len(tiles), height * width, streams,
+        max(pixels), sum(pixels), _memory_values(spec, params.mode) * e, e,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=16)
+def _weights(spec: ModelSpec, mode: str) -> tuple[int, int, int, int]:
+    """Numbers of weights: of the DiT's blocks, of its largest block, of all else; and the decoder's reach, pixels."""
+    with torch.device("meta"):
+        dit, lq = Dit(spec.dit), LqProj(spec.lq, spec.dit.dim)
+        decoder = WanVaeDecoder(spec.vae) if mode == "full" and spec.vae is not None else TcDecoder(spec.tcdecoder)
+    blocks = [_count(block) for block in dit.blocks]
+    prompt = 2 * spec.prompt_tokens * spec.dit.dim * spec.dit.num_layers  # keys and values, made once
+    return sum(blocks), max(blocks), _count(dit) - sum(blocks) + _count(lq) + _count(decoder) + prompt, decoder.reach
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _lq_values(spec: ModelSpec) -> float:
+    """Numbers per pixel of the LQ projection's widest tensors in a stream's first step, of 24 frames and two past."""
+    first, second = (width / 256 for width in spec.lq.hidden)
+    patches = 3 * (2 * 14 + 12 * 4)  # padded, and folded: 4 taps in time as channels
+    return patches + first * (12 + 2 * 14 + 6 * 4) + 6 * second
+
+
+def _decoder_values(spec: ModelSpec, mode: str, device: DeviceType) -> float:
+    """Numbers per pixel that a decoder holds while it computes, on top of its memory."""
+    fitted = coefficients(device)
+    if mode == "full" and spec.vae is not None:
+        return float(fitted["full_tensors"] * spec.vae.dim)
+    tiny = spec.tcdecoder
+    if tiny.shuffle:  # widest at half the size: 4 time steps of 8 frames
+        return float(fitted["tiny_tensors"] * (tiny.channels[2] + 8 * 3))
+    return float(fitted["tiny_tensors"] * fitted["tiny_frames"] * tiny.channels[3])
+
+
+def _memory_values(spec: ModelSpec, mode: str) -> float:
+    """Numbers per pixel that a decoder carries from step to step."""
+    if mode == "full" and spec.vae is not None:
+        return _vae_memory(spec.vae)
+    return _tiny_memory(spec.tcdecoder)
+
+
+def _tiny_memory(spec: TcDecoderSpec) -> float:
+    """One time step of each memory block's input."""
+    return sum(count * width / side**2 for count, width, side in zip(spec.blocks, spec.channels, (8, 4, 2)))
+
+
+def _vae_memory(spec: VaeSpec) -> float:
+    """Two frames of the input of every convolution over time."""
+    d = spec.dim
+    at_8 = spec.z_dim + 4 * 4 * d + 6 * 4 * d + 4 * d
+    at_4 = 2 * d + 5 * 4 * d + 4 * d
+    at_2, at_1 = 6 * 2 * d, 7 * d
+    return 2 * (at_8 / 64 + at_4 / 16 + at_2 / 4 + at_1)
+
+
+def _host(sizes: Sizes, device: DeviceType, placement: Placement) -> int:
+    """Memory of the host: frames on their way, and what is kept off the device."""
+    frames = 4 * FIRST_READ * 3 * sizes.pixels  # emitted chunks in the queues to the encoder, 8 bits
+    weights = _pinned(sizes.blocks) if at_least(placement.offload, "dit") else 0
+    kept = 0
+    if at_least(placement.offload, "kv"):
+        kept += _pinned(sizes.past) * sizes.tiles
+        kept += _pinned(int(sizes.memory_per_pixel * sizes.regions_pixels)) if placement.decoder_tile else 0
+    return int(coefficients(device)["process_bytes"] + weights + sizes.streams * (frames + kept))
+
+
+def _pinned(size: int) -> int:
+    """PyTorch rounds pinned memory up to powers of two, piece by piece: up to twice the size, on average 1.4."""
+    return int(1.4 * size)
+
+
+def _seconds(sizes: Sizes, mode: str, placement: Placement) -> float:
+    """One steady step. What travels beside the computation counts as far as it takes longer."""
+    fitted = coefficients("time")
+    computed = sizes.tile_pixels * sizes.tiles
+    rate = fitted["host_gb_per_second"] * 1e9
+    dit = fitted["dit"] * computed / 1e9
+    runs = -(-sizes.tiles // placement.batch)
+    moved = sizes.past * sizes.tiles if at_least(placement.offload, "kv") else 0
+    if at_least(placement.offload, "dit"):
+        moved += sizes.blocks * (runs if placement.offload == "weights" else 1)
+    waiting = max(0.0, moved / rate - dit)
+    decoder = fitted[mode] * sizes.regions_pixels / 1e9
+    if at_least(placement.offload, "kv") and placement.decoder_tile is not None:
+        decoder += 2 * sizes.memory_per_pixel * sizes.regions_pixels / rate
+    return float(dit + waiting + decoder + fitted["lq"] * computed / 1e9 + fitted["pixels"] * sizes.pixels / 1e9)

@@ -1,0 +1,270 @@
+"""Keeping what is not needed at the moment off the device; no pixel changes by it.
+
+Levels, each with what the ones before do: `dit`: the DiT's weights leave the device while frames are decoded; `kv`: the
+keys and values of the past lie on the host, and so do decoders' memories of tiles; `weights`: the DiT's weights
+come block by block. What block n + 1 needs travels while block n computes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from flashvsr_core.models.dit import Block, Dit, KvRing
+from flashvsr_core.transfer import pinned
+
+Offload = Literal["none", "dit", "kv", "weights"]
+LEVELS: tuple[Offload, ...] = ("none", "dit", "kv", "weights")
+_AT_ONCE = 2  # blocks on the device: the one that computes and the one that arrives
+
+
+def at_least(level: Offload, other: Offload) -> bool:
+    return LEVELS.index(level) >= LEVELS.index(other)
+
+
+class _Side:
+    """Copies beside the computation: streams of their own on a GPU, at once elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.up = self.down = None
+        if device.type == "cuda":
+            self.up, self.down = torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+    @contextmanager
+    def bringing(self) -> Iterator[None]:
+        """Within, copies to the device: after everything that was given to it so far, and after what went down."""
+        if self.up is None or self.down is None:
+            yield
+            return
+        self.up.wait_stream(torch.cuda.current_stream(self.device))
+        self.up.wait_stream(self.down)
+        with torch.cuda.stream(self.up):
+            yield
+
+    def arrival(self) -> "torch.cuda.Event | None":
+        """Of what was brought so far."""
+        return self.up.record_event() if self.up is not None else None
+
+    def await_arrival(self, event: "torch.cuda.Event | None") -> None:
+        if event is not None:
+            torch.cuda.current_stream(self.device).wait_event(event)
+
+    @contextmanager
+    def taking(self, *leaving: Tensor) -> Iterator[None]:
+        """Within, copies from the device of `leaving`, which may be dropped at once."""
+        if self.down is None:
+            yield
+            return
+        self.down.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.down):
+            yield
+        for tensor in leaving:
+            tensor.record_stream(self.down)
+
+
+class Offloader:
+    """Moves one loaded DiT's weights, and streams' keys and values, as `level` says."""
+
+    def __init__(self, dit: Dit, device: torch.device) -> None:
+        self.dit, self.device = dit, device
+        self.level: Offload = "none"
+        self.blocks = cast(list[Block], list(dit.blocks))
+        self._side = _Side(device)
+        self._host: list[Tensor] = []  # one flat tensor of weights for each block
+        self._slots: list[Tensor] = []  # where they come to on the device: one each, or two for all
+        self._arrivals: dict[int, torch.cuda.Event | None] = {}
+        self._weights_arrivals: dict[int, torch.cuda.Event | None] = {}
+        self._brought: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def set_level(self, level: Offload) -> None:
+        """From now on work at this level; streams that are open go on."""
+        if level == self.level:
+            return
+        with torch.inference_mode(False):
+            if not self._host:
+                self._pack()
+            self._open_slots(_AT_ONCE if level == "weights" else len(self.blocks))
+        self.level = level
+        if level == "none":
+            self._bring_all()
+        else:
+            self.clear()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the DiT's blocks, on the device at this moment."""
+        if self._slots:
+            return sum(slot.untyped_storage().nbytes() for slot in self._slots)
+        return sum(p.untyped_storage().nbytes() for p in _unique(self.blocks))
+
+    def prepare(self) -> None:
+        """Before the DiT runs."""
+        if self.level in ("dit", "kv") and not self._slots[0].untyped_storage().nbytes():
+            self._bring_all()
+
+    def clear(self) -> None:
+        """The DiT is not needed for a while."""
+        self._brought.clear()
+        self._arrivals.clear()
+        self._weights_arrivals.clear()
+        if self.level == "none":
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        for slot in self._slots:
+            slot.untyped_storage().resize_(0)
+
+    @contextmanager
+    def __call__(self, number: int, rings: list[KvRing]) -> Iterator[None]:
+        """Around the work of block `number`: it and its ring are on the device."""
+        self._side.await_arrival(self._weights_arrivals.pop(number, None))
+        if not at_least(self.level, "kv"):
+            yield
+            return
+        for n in (number, number + 1):
+            if n < len(self.blocks) and n not in self._arrivals:
+                self._bring(n, rings[n])
+        self._side.await_arrival(self._arrivals.pop(number))
+        ring = rings[number]
+        ring.buffers = self._brought.pop(number, None)
+        try:
+            yield
+            self._take(ring)
+        except BaseException:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # what is on its way must arrive before its place is given away
+            self._brought.clear()
+            self._arrivals.clear()
+            raise
+        finally:
+            ring.buffers = None
+
+    def settle(self, rings: list[KvRing]) -> None:
+        """Rings of an open stream go where this level keeps them."""
+        if at_least(self.level, "kv"):
+            for ring in rings:
+                if ring.buffers is not None:
+                    slots = [_slot(ring, ring.buffers, number) for number in range(ring.filled)]
+                    ring.host = [to_host(slot, self.device) for slot in slots]
+                    ring.buffers = None
+
+    def put_away(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The same on the host, to be there when the device is told to fetch them."""
+        homes = [torch.empty(t.shape, dtype=t.dtype, pin_memory=self.device.type == "cuda") for t in tensors]
+        for home, tensor in zip(homes, tensors):
+            home.copy_(tensor, non_blocking=True)
+        return homes
+
+    def _bring(self, number: int, ring: KvRing) -> None:
+        """Start the way of a block's weights and of its past to the device."""
+        kept = ring.room_for(self.device) if ring.host else None
+        if self.level == "weights":
+            slot = self._slots[number % _AT_ONCE]
+            if not slot.untyped_storage().nbytes():
+                slot.untyped_storage().resize_(slot.numel() * slot.element_size())
+        with self._side.bringing():
+            if kept is not None and ring.host is not None:
+                for place, source in enumerate(ring.host):
+                    if place != ring.next:  # the newest will be written there
+                        for target, tensor in zip(_slot(ring, kept, place), source):
+                            target.copy_(tensor, non_blocking=True)
+                self._brought[number] = kept
+            if self.level == "weights":
+                slot.copy_(self._host[number], non_blocking=True)
+            self._arrivals[number] = self._side.arrival()
+
+    def _take(self, ring: KvRing) -> None:
+        """What is new in a ring goes to the host."""
+        assert ring.buffers is not None
+        if ring.host is None:
+            ring.host = [to_host(_slot(ring, ring.buffers, place), self.device) for place in range(ring.filled)]
+            return
+        newest = (ring.next - 1) % ring.slots
+        fresh = _slot(ring, ring.buffers, newest)
+        if newest == len(ring.host):
+            ring.host = [*ring.host, _like(fresh, self.device)]
+        with self._side.taking(*ring.buffers):
+            for target, source in zip(ring.host[newest], fresh):
+                target.copy_(source, non_blocking=True)
+
+    def _pack(self) -> None:
+        for block in self.blocks:
+            flat = torch.cat([getattr(module, name).detach().flatten() for module, name in _places(block)])
+            self._host.append(pinned(flat.cpu(), self.device))
+            _set(block, self._host[-1])
+            for part in (block.cross_attn.k, block.cross_attn.v):
+                part.cpu()
+        # Modulation and the prompt's keys and values were computed when the model was loaded.
+        for module in (self.dit.text_embedding, self.dit.time_embedding, self.dit.time_projection):
+            module.cpu()
+
+    def _open_slots(self, count: int) -> None:
+        """Let blocks' parameters be views of `count` device tensors."""
+        for block, host in zip(self.blocks, self._host):  # what they were views of is free then
+            _set(block, host)
+        self._slots = []
+        self._slots = [torch.empty_like(self._host[0], device=self.device) for _ in range(count)]
+        for number, block in enumerate(self.blocks):
+            _set(block, self._slots[number % count])
+
+    def _bring_all(self) -> None:
+        """Start the way of all weights to the device; each block waits for its own."""
+        for slot in self._slots:
+            slot.untyped_storage().resize_(slot.numel() * slot.element_size())
+        with self._side.bringing():
+            for number, (slot, host) in enumerate(zip(self._slots, self._host)):
+                slot.copy_(host, non_blocking=True)
+                self._weights_arrivals[number] = self._side.arrival()
+
+
+Slot = tuple[Tensor, Tensor, Tensor]
+
+
+def to_host(tensors: Slot, device: torch.device) -> Slot:
+    """The same in memory of the host that the device can reach by itself; waits until they are there."""
+    homes = _like(tensors, device)
+    for home, tensor in zip(homes, tensors):
+        home.copy_(tensor)
+    return homes
+
+
+def _like(tensors: Slot, device: torch.device) -> Slot:
+    k, v, pooled = (torch.empty(t.shape, dtype=t.dtype, pin_memory=device.type == "cuda") for t in tensors)
+    return k, v, pooled
+
+
+def _slot(ring: KvRing, buffers: Slot, place: int) -> Slot:
+    """Views of one slice's keys, values and pooled keys."""
+    windows = buffers[0].shape[2] // ring.slots
+    k, v, pooled = (buffer[:, :, place * windows : (place + 1) * windows] for buffer in buffers)
+    return k, v, pooled
+
+
+def _places(block: Block) -> list[tuple[nn.Module, str]]:
+    """Parameters a block computes with, those that are fused side by side. Keys and values of the prompt were made
+    once (`Dit.constants`), so what makes them is left out."""
+    attention = block.self_attn
+    fused = [(part, name) for name in ("weight", "bias") for part in (attention.q, attention.k, attention.v)]
+    left_out = {attention.q, attention.k, attention.v, block.cross_attn.k, block.cross_attn.v}
+    return fused + [(m, name) for m in block.modules() if m not in left_out for name in m._parameters]
+
+
+def _unique(blocks: list[Block]) -> list[Tensor]:
+    found = {p.untyped_storage().data_ptr(): p for block in blocks for p in block.parameters()}
+    return list(found.values())
+
+
+def _set(block: Block, flat: Tensor) -> None:
+    """Make a block's parameters views of `flat`, in the order of `_places`."""
+    begin, ends = 0, []
+    for module, name in _places(block):
+        shape = getattr(module, name).shape
+        view = flat[begin : begin + shape.numel()].view(shape)
+        setattr(module, name, nn.Parameter(view, requires_grad=False))
+        begin += shape.numel()
+        ends.append(begin)
+    dim = block.self_attn.q.weight.shape[1]
+    block.self_attn.fused = flat[: ends[2]].view(-1, dim), flat[ends[2] : ends[5]]

@@ -1,0 +1,133 @@
+"""What is done when the device runs out of memory: a step is undone and made again with less of it on the device.
+
+Only measures that change no pixel are taken here, each for the part of a step that needs it; where none is left,
+`OutOfMemory` says so, and whoever drives the segment may make it anew in tiles.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import torch
+
+from flashvsr_core.errors import OutOfMemory
+from flashvsr_core.geometry import WINDOW_PIXELS, Geometry
+from flashvsr_core.offload import LEVELS, Offload, Offloader, at_least
+from flashvsr_core.picture import Group, Painter, PictureState, mark, restore
+
+log = logging.getLogger(__name__)
+
+Stage = Literal["enlarge", "noise", "dit", "decoder", "color"]
+Result = TypeVar("Result")
+_LEAST_TILE = 2 * WINDOW_PIXELS
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where things are while one picture is computed, and how much of it at once; no pixel depends on it."""
+
+    offload: Offload = "none"
+    decoder_tile: int | None = None
+    """Pixels a side of the parts that are decoded one after the other; None: the whole picture."""
+    batch: int = 1
+    """Tiles of the DiT that are computed at once, at most."""
+
+
+class Relief:
+    """Carries out the parts of steps, and finds a way when memory runs out. `placement` is what works at present."""
+
+    def __init__(self, painter: Painter, placement: Placement, frames_at_once: int) -> None:
+        self.painter, self.placement, self.frames_at_once = painter, placement, frames_at_once
+        self.taken: list[str] = []  # sentences, in order
+
+    @property
+    def offloader(self) -> Offloader:
+        return self.painter.offloader
+
+    def run(self, stage: Stage, state: PictureState, work: Callable[[], Result]) -> Result:
+        """What `work` returns; on failure `state` is put back and `work` called again."""
+        # Another stream of the same model, that of the transparency, may have sent more away.
+        self.placement = replace(self.placement, offload=self.offloader.level)
+        while True:
+            before = mark(state)
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                reason = str(error).split(". ")[0]
+            # Outside of the handler: the error holds the frames it came through, and they hold tensors.
+            if state.halfway:
+                raise OutOfMemory(stage, f"{reason}; the decoder's memory was half overwritten")
+            restore(state, before)
+            self.offloader.clear()
+            measure = next(self._measures(stage, state), None)
+            if measure is None:
+                raise OutOfMemory(stage, reason)
+            what, take = measure
+            take()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.taken.append(f"out of memory in {stage}: {what} (no pixel changes)")
+            log.warning("%s: %s", reason, self.taken[-1])
+
+    def _measures(self, stage: Stage, state: PictureState) -> Iterator[tuple[str, Callable[[], None]]]:
+        """What may be done, the mildest first."""
+        if stage == "dit" and (most := state.at_once) > 1:
+            yield f"{most // 2} tiles at once instead of {most}", lambda: self._halve(state, most // 2)
+        if stage in ("enlarge", "color") and self.frames_at_once > 1:
+            yield f"{self.frames_at_once // 2} frames at once", self._halve_frames
+        if stage != "dit" and self.placement.offload == "none":
+            yield "the DiT leaves the device while frames are decoded", lambda: self.offload("dit")
+        largest = max(self.painter.geometry.padded_height, self.painter.geometry.padded_width)
+        if stage == "decoder" and len(state.decoder_tiles) == 1 and largest > _LEAST_TILE:
+            size = half_tile(self.painter.geometry)
+            yield f"frames are decoded in parts of {size} pixels", lambda: self._cut(state, size)
+        for level, what in (("kv", "keys and values of the past go to the host"),
+                            ("weights", "the DiT's weights come block by block")):  # fmt: skip
+            if LEVELS.index(self.placement.offload) < LEVELS.index(level):
+                yield what, lambda level=level: self.offload(level)  # type: ignore[misc]
+
+    def _halve(self, state: PictureState, most: int) -> None:
+        """Compute at most `most` tiles at once from now on, in streams to come too."""
+        self.split(state, most)
+        self.placement = replace(self.placement, batch=most)
+
+    def split(self, state: PictureState, most: int) -> None:
+        """Compute at most `most` tiles at once in this stream, until `join`."""
+        while state.at_once > most:
+            split: list[Group] = []
+            for group in state.groups:
+                split += group.halves() if len(group.tiles) > most else [group]
+            state.groups = split
+
+    def join(self, state: PictureState, most: int) -> None:
+        """Compute neighbouring groups at once again, at most `most` tiles. Where keys and values are on the host, the
+        groups stay: to copy them would take longer than it gains."""
+        if at_least(self.offloader.level, "kv"):
+            return
+        joined: list[Group] = []
+        try:
+            for group in state.groups:
+                fits = joined and len(joined[-1].tiles) + len(group.tiles) <= most
+                joined.append(joined.pop().joined(group) if fits else group)
+        except torch.OutOfMemoryError as error:
+            log.info("tiles are not joined: %s", error)
+            return
+        state.groups = joined
+
+    def offload(self, level: Offload) -> None:
+        self.offloader.set_level(level)
+        self.placement = replace(self.placement, offload=level)
+
+    def _halve_frames(self) -> None:
+        self.frames_at_once //= 2
+
+    def _cut(self, state: PictureState, size: int) -> None:
+        self.painter.cut_decoder(state, size)
+        self.placement = replace(self.placement, decoder_tile=size)
+
+
+def half_tile(geometry: Geometry) -> int:
+    """Side of decoder tiles that cut the picture's longer side in two."""
+    windows = max(geometry.padded_height, geometry.padded_width) // WINDOW_PIXELS
+    return max(_LEAST_TILE, -(-windows // 2) * WINDOW_PIXELS)

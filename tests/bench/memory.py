@@ -1,0 +1,214 @@
+"""Memory foreseen and measured, and speed on cards of several sizes; appends to tests/bench/memory.md.
+
+python -m tests.bench.memory [--minutes 9]          on a GPU: every case that the table has not yet, as far as time goes
+python -m tests.bench.memory --device cpu           small cases with `nano`, resident memory of a process each
+python -m tests.bench.memory --table                how far the prediction is off in all rows so far
+
+Each case runs in a process of its own. "Cards" are the process's limit: `choose` plans for it, the allocator keeps it
+(torch.cuda.set_per_process_memory_fraction); the CUDA context is not counted, its size is in the table's last column.
+"""
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from flashvsr_core.bench.inputs import random_clip, random_weights
+from flashvsr_core.config import ComputeParams, UpscaleParams
+from flashvsr_core.geometry import Geometry
+from flashvsr_core.ladder import choose
+from flashvsr_core.memory import GIB, DeviceType, Estimate, estimate
+from flashvsr_core.offload import Offload
+from flashvsr_core.registry import model_spec
+from flashvsr_core.relief import Placement
+from flashvsr_core.segments import FIRST_READ, STEP
+from flashvsr_core.tiling import tiles_of
+from flashvsr_core.upscaler import Upscaler, resolve_params
+
+TABLE = Path(__file__).with_suffix(".md")
+HEAD = f"""# Memory and speed
+
+{__doc__}
+Random weights, scenes off, adain; fps of steady steps. A `limit` says that the way was chosen for it and the allocator
+kept it; without one the way is the row's own. `error` is the prediction against the measured peak; `relief` counts
+steps that ran out of memory and were made again.
+
+| case | device | way | predicted GiB | measured GiB | error % | fps | relief | rest of the process GiB |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row. Width and height are the input's."""
+
+    model: str
+    mode: str
+    width: int
+    height: int
+    scale: int
+    limit_gib: float | None = None
+    tile: str | None = None
+    overlap: int = 256
+    offload: Offload = "none"
+    decoder_tile: int | None = None
+    batch: int = 1
+    steps: int = 3
+
+    @property
+    def name(self) -> str:
+        size = f"{self.model} {self.mode} {self.width}x{self.height} x{self.scale}"
+        if self.limit_gib is not None:
+            return f"{size}, limit {self.limit_gib:g}"
+        return f"{size}, tile {self.tile or 'none'}/{self.overlap if self.tile else 0} at once {self.batch}, " + (
+            f"offload {self.offload}, decode {self.decoder_tile or 'whole'}"
+        )
+
+    @property
+    def params(self) -> UpscaleParams:
+        tiled = {"tiled_dit": "on", "tile_size": self.tile, "tile_overlap": self.overlap} if self.tile else {}
+        return UpscaleParams(
+            model=self.model, mode=self.mode, scale=self.scale, scenes="off", preroll=0, color_fix="adain",  # type: ignore[arg-type]
+            **tiled,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def gpu_cases() -> list[Case]:
+    """The cards of the issue, then sizes, modes, tilings and levels for the prediction."""
+    small, uhd = ("v1.1", "tiny", 352, 192, 4), ("v1.1", "tiny", 1920, 1080, 2)
+    cards = [Case(*small, limit_gib=gib) for gib in (80, 16, 12, 8)]
+    cards += [Case(*uhd, limit_gib=gib, steps=2) for gib in (78, 24, 16, 12, 8)]
+    plain = [Case("v1.1", "tiny", *size) for size in ((128, 128, 4), (352, 192, 4), (480, 270, 4), (640, 384, 4))]
+    plain += [Case("v1.1", "full", *size) for size in ((128, 128, 4), (352, 192, 4), (480, 270, 4))]
+    plain += [Case("v1.0", "tiny", 352, 192, 4), Case("nano", "tiny", 352, 192, 4), Case("nano", "tiny", 640, 384, 4)]
+    levels = [Case(*small, offload=level) for level in ("dit", "kv", "weights")]
+    levels += [Case("v1.1", "full", 352, 192, 4, offload="weights", decoder_tile=512)]
+    tiles = [Case("v1.1", "tiny", 480, 270, 4, tile=t, overlap=o, batch=n)
+             for t, o, n in (("1024", 256, 1), ("1152x1152", 256, 2), ("512", 128, 1), ("512", 128, 8))]  # fmt: skip
+    tiles += [Case("v1.1", "tiny", 640, 384, 4, tile="1536x1408", offload="kv", decoder_tile=d) for d in (512, 1024)]
+    return cards + plain + levels + tiles
+
+
+def cpu_cases() -> list[Case]:
+    nano = ("nano", "tiny")
+    cases = [Case(*nano, w, h, 4, steps=1) for w, h in ((64, 64), (192, 108), (320, 192))]
+    cases += [Case(*nano, 320, 192, 4, decoder_tile=256, steps=1)]
+    return [*cases, Case(*nano, 320, 192, 4, tile="512", overlap=128, decoder_tile=256, steps=1)]
+
+
+def measure(case: Case, kind: DeviceType) -> str:
+    """Run one case here and return its row."""
+    device, spec = torch.device(kind), model_spec(case.model)
+    params, geometry = resolve_params(case.params, spec, device), Geometry(case.width, case.height, case.scale)
+    placement = Placement(case.offload, case.decoder_tile, case.batch)
+    if case.limit_gib is not None:
+        limit = int(case.limit_gib * GIB)
+        asked = replace(params, tiled_dit="auto")
+        rung = choose(spec, asked, ComputeParams(), geometry, kind, limit)
+        params, placement, found = rung.params, rung.placement, rung.estimate
+        if kind == "cuda":
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+    else:
+        found = estimate(spec, params, geometry, kind, placement, *tiles_of(params))
+    upscaler = Upscaler.load(random_weights(spec, case.mode, torch.device("cpu")), params, device)
+    upscaler.place(placement)
+    told: list[str] = []
+    clip = random_clip(FIRST_READ + STEP * (1 + case.steps), case.height, case.width)
+    if kind == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    marks = [time.perf_counter() for _ in upscaler.stream(_singles(clip), on_fallback=told.append)]
+    fps = _fps(marks, len(clip))
+    peak, rest = _peak(kind, device)
+    predicted = _predicted(found, kind)
+    way = f"{'tiles ' + params.tile_size if params.tiled_dit == 'on' else 'untiled'}, {upscaler.placement}"
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else "cpu"
+    return (
+        f"| {case.name} | {name} | {way} | {predicted / GIB:.2f} | {peak / GIB:.2f} | "
+        f"{100 * (predicted / peak - 1):+.1f} | {fps:.2f} | {len(told)} | {rest / GIB:.2f} |"
+    )
+
+
+def _singles(clip: np.ndarray):  # type: ignore[no-untyped-def]
+    yield from (clip[i : i + 1] for i in range(len(clip)))
+
+
+def _fps(marks: list[float], frames: int) -> float:
+    """Steady steps come in one or more chunks; those of the last steps, of 8 frames each, are taken together."""
+    steps = (frames - FIRST_READ) // STEP
+    chunks = max(1, (len(marks) - 1) // (steps + 1))
+    ends = marks[-1 - chunks * (steps - 1) :: chunks] if steps > 1 else marks[-2:]
+    return STEP / median(b - a for a, b in pairwise(ends)) if len(ends) > 1 else 0.0
+
+
+def _peak(kind: DeviceType, device: torch.device) -> tuple[int, int]:
+    """Bytes at the peak, and what else the process takes of the device: its context."""
+    if kind == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, 0
+    free, total = torch.cuda.mem_get_info(device)
+    return torch.cuda.max_memory_allocated(device), total - free - torch.cuda.memory_reserved(device)
+
+
+def _predicted(found: Estimate, kind: DeviceType) -> int:
+    return found.device_bytes + (found.host_bytes if kind == "cpu" else 0)
+
+
+def errors(table: str) -> list[float]:
+    """Column `error %` of all rows."""
+    rows = (row.split("|") for row in table.splitlines() if re.match(r"\| (v1|nano)", row))
+    return [float(row[6]) for row in rows if not row[2].startswith(" failed")]
+
+
+def run_all(kind: DeviceType, minutes: float, table: Path) -> None:
+    until = time.monotonic() + 60 * minutes
+    if not table.exists():
+        table.write_text(HEAD)
+    for case in gpu_cases() if kind == "cuda" else cpu_cases():
+        if f"| {case.name} |" in table.read_text():
+            continue
+        left = until - time.monotonic()
+        if left < 20:
+            print("time is up; call again for the rest")
+            return
+        command = [sys.executable, "-m", "tests.bench.memory", "--device", kind, "--case", json.dumps(asdict(case))]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=left)
+        except subprocess.TimeoutExpired:
+            print(f"{case.name}: not finished in the time left; call again")
+            return
+        last = done.stderr.strip().splitlines()[-1:] or [""]
+        row = done.stdout.strip() or f"| {case.name} | failed: {last[0][:200]} | | | | | | | |"
+        print(row)
+        with table.open("a") as file:
+            file.write(row + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--output", type=Path, default=TABLE)
+    parser.add_argument("--case", help="one case as JSON: measure it here and print its row")
+    parser.add_argument("--table", action="store_true", help="how far the prediction is off")
+    chosen = parser.parse_args()
+    if chosen.case:
+        print(measure(Case(**json.loads(chosen.case)), chosen.device))
+    elif chosen.table:
+        found = errors(chosen.output.read_text())
+        print(f"{len(found)} rows, error {min(found):+.1f} to {max(found):+.1f} %")
+    else:
+        run_all(chosen.device, chosen.minutes, chosen.output)
+
+
+if __name__ == "__main__":
+    main()

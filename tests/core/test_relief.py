@@ -1,0 +1,231 @@
+"""What is kept off the device, and what is done when it runs out of memory: the picture stays the same."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flashvsr_core import memory, run
+from flashvsr_core.config import UpscaleParams
+from flashvsr_core.errors import OutOfMemory
+from flashvsr_core.offload import LEVELS, Offload
+from flashvsr_core.picture import Group
+from flashvsr_core.relief import Placement
+from flashvsr_core.upscaler import Upscaler
+from flashvsr_core.weights import Weights
+from tests.core.formula import LEAST, formula_weights, moving_clip
+
+PARAMS = UpscaleParams(scale=4, color_fix="adain", preroll=0, local_range=3, scenes="off")
+TILED = replace(PARAMS, tiled_dit="on", tile_size="256", tile_overlap=128)
+FRAMES = 29  # two steps
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return formula_weights(LEAST)
+
+
+@pytest.fixture(scope="module")
+def clip() -> np.ndarray:
+    return moving_clip(FRAMES, 32, 96)
+
+
+@pytest.fixture(scope="module")
+def expected(weights: Weights, clip: np.ndarray) -> dict[str, np.ndarray]:
+    return {p.tiled_dit: stream(Upscaler.load(weights, p), clip) for p in (PARAMS, TILED)}
+
+
+def stream(upscaler: Upscaler, frames: np.ndarray, told: list[str] | None = None) -> np.ndarray:
+    note = None if told is None else told.append
+    return np.concatenate([np.asarray(c) for c in upscaler.stream(iter([frames]), on_fallback=note)])
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_offloading_takes_weights_off_the_device_and_changes_nothing(
+    weights: Weights, clip: np.ndarray, expected: dict[str, np.ndarray], level: Offload
+) -> None:
+    upscaler = Upscaler.load(weights, PARAMS)
+    all_of_them = upscaler.offloader.weight_bytes
+    seen: list[int] = []
+    kept: list[bool] = []
+
+    def look(_: object, args: tuple[Any, ...], __: object) -> None:
+        seen.append(upscaler.offloader.weight_bytes)
+        kept.append(args[6].host is not None)
+
+    upscaler.net.dit.blocks[1].register_forward_hook(look)  # type: ignore[union-attr]
+    while_decoding: list[int] = []
+    upscaler.net.decode.register_forward_hook(  # type: ignore[attr-defined]
+        lambda *_: while_decoding.append(upscaler.offloader.weight_bytes)
+    )
+    upscaler.place(Placement(level))
+    assert np.array_equal(stream(upscaler, clip), expected["auto"])
+    assert while_decoding == [0, 0]
+    assert all(0 < size <= all_of_them for size in seen)
+    assert kept == ([False, True] if level in ("kv", "weights") else [False, False])
+
+
+def test_streamed_weights_are_two_blocks_at_most(weights: Weights, clip: np.ndarray) -> None:
+    """Of a model with five, so that two are few."""
+    deep = replace(weights.spec.dit, num_layers=5)
+    spec = replace(weights.spec, dit=deep)
+    dit = {**weights.dit}
+    for number in range(2, 5):
+        dit |= {
+            key.replace("blocks.0.", f"blocks.{number}."): value.clone()
+            for key, value in weights.dit.items()
+            if "blocks.0." in key
+        }
+    upscaler = Upscaler.load(replace(weights, spec=spec, dit=dit), PARAMS)
+    before, whole = upscaler.offloader.weight_bytes, stream(upscaler, clip)
+    upscaler.place(Placement("weights"))
+    seen: list[int] = []
+    upscaler.net.dit.blocks[3].register_forward_hook(lambda *_: seen.append(upscaler.offloader.weight_bytes))  # type: ignore[union-attr]
+    assert np.array_equal(stream(upscaler, clip), whole)
+    assert max(seen) < 0.45 * before
+    upscaler.place(Placement("none"))
+    assert np.array_equal(stream(upscaler, clip), whole)
+
+
+def test_keys_and_values_go_to_the_host_in_tiles_too(
+    weights: Weights, clip: np.ndarray, expected: dict[str, np.ndarray]
+) -> None:
+    upscaler = Upscaler.load(weights, TILED)
+    upscaler.place(Placement("kv", decoder_tile=256))
+    assert np.abs(stream(upscaler, clip).astype(int) - expected["on"]).max() <= 1
+
+
+@contextmanager
+def failing(upscaler: Upscaler, stage: str, calls: tuple[int, ...]) -> Iterator[None]:
+    """Out of memory in the middle of these calls of a part of a step, after it has changed the stream's state."""
+    count = 0
+
+    def broken(function: Callable[..., Any]) -> Callable[..., Any]:
+        def work(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            result = function(*args, **kwargs)
+            if count in calls:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return result
+
+        return work
+
+    net = upscaler.net
+    owner, name = {
+        "enlarge": (run, "enlarge"),
+        "noise": (run.NoiseAhead, "take"),
+        "lq": (net.lq_proj, "forward"),
+        "dit": (net.dit.blocks[1], "forward"),
+        "decoder": (net.decode, "forward"),
+        "color": (run.CORRECTIONS, "adain"),
+        "send": (run, "send"),
+    }[stage]
+    patch = pytest.MonkeyPatch()
+    if isinstance(owner, dict):
+        patch.setitem(owner, name, broken(owner[name]))
+    else:
+        patch.setattr(owner, name, broken(getattr(owner, name)))
+    yield
+    patch.undo()
+    assert count >= max(calls), f"{stage} was called {count} times only"
+
+
+@pytest.mark.parametrize("stage", ["enlarge", "noise", "lq", "dit", "decoder", "color", "send"])
+@pytest.mark.parametrize("calls", [(1,), (2, 3)])
+def test_out_of_memory_in_any_part_of_any_step_costs_no_pixel(
+    weights: Weights, clip: np.ndarray, expected: dict[str, np.ndarray], stage: str, calls: tuple[int, ...]
+) -> None:
+    upscaler = Upscaler.load(weights, PARAMS)
+    told: list[str] = []
+    with failing(upscaler, stage, calls):
+        out = stream(upscaler, clip, told)
+    assert np.abs(out.astype(int) - expected["auto"]).max() <= 1
+    assert len(told) == len(calls)
+    assert all("no pixel changes" in text for text in told)
+
+
+@pytest.mark.parametrize("stage", ["lq", "dit", "decoder"])
+def test_out_of_memory_with_tiles_at_once(
+    weights: Weights, clip: np.ndarray, expected: dict[str, np.ndarray], stage: str
+) -> None:
+    upscaler = Upscaler.load(weights, TILED)
+    upscaler.place(Placement(batch=2))
+    told: list[str] = []
+    with failing(upscaler, stage, (2,)):
+        out = stream(upscaler, clip, told)
+    assert np.abs(out.astype(int) - expected["on"]).max() <= 1
+    assert ("1 tiles at once instead of 2" in told[0]) == (stage != "decoder")
+    assert upscaler.placement.batch == (2 if stage == "decoder" else 1)
+
+
+def test_later_streams_begin_with_what_worked(weights: Weights, clip: np.ndarray) -> None:
+    upscaler = Upscaler.load(weights, PARAMS)
+    asked = Placement()
+    upscaler.begin(asked)
+    with failing(upscaler, "dit", (1,)):
+        stream(upscaler, clip[:1])
+    assert upscaler.placement == Placement("kv")
+    upscaler.begin(asked)
+    assert upscaler.placement == Placement("kv")
+
+
+def test_of_two_streams_side_by_side_one_does_not_undo_what_the_other_did(
+    weights: Weights, clip: np.ndarray, expected: dict[str, np.ndarray]
+) -> None:
+    """As a picture and its transparency: memory runs out in the first, then in the second, which goes on from there."""
+    upscaler = Upscaler.load(weights, PARAMS)
+    told: list[str] = []
+    one, other = (upscaler.stream(iter([clip]), on_fallback=told.append) for _ in range(2))
+    with failing(upscaler, "dit", (1,)):
+        first = [next(one)]
+    with failing(upscaler, "decoder", (1,)):
+        second = [next(other)]
+    assert upscaler.offloader.level == "kv" == upscaler.placement.offload
+    assert "parts of 256 pixels" in told[1]
+    for chunks, rest in ((first, one), (second, other)):
+        found = np.concatenate([np.asarray(chunk) for chunk in (*chunks, *rest)])
+        assert np.abs(found.astype(int) - expected["auto"]).max() <= 1
+
+
+def test_where_nothing_is_left_the_error_says_so(weights: Weights, clip: np.ndarray) -> None:
+    upscaler = Upscaler.load(weights, PARAMS)
+    with failing(upscaler, "dit", (1, 2, 3)), pytest.raises(OutOfMemory, match=r"out of memory in dit .*--tile-size"):
+        stream(upscaler, clip[:1])
+
+
+@pytest.mark.parametrize("level", ["none", "kv"])
+def test_tiles_at_once_follow_the_memory_that_others_leave(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, level: Offload
+) -> None:
+    """All is free before the first step, nothing before the second, all again before the third and the next stream.
+    What lies on the host is not joined again."""
+    upscaler, frames = Upscaler.load(weights, TILED), moving_clip(FRAMES + 8, 32, 96)
+    whole = stream(upscaler, frames)
+    upscaler.place(Placement(level, batch=2))
+    batches: list[int] = []
+    upscaler.net.lq_proj.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    free = iter([2**40, 0, 2**40, 2**40])
+    monkeypatch.setattr(memory, "available_bytes", lambda _: next(free))
+    assert np.abs(stream(upscaler, frames).astype(int) - whole).max() <= 1
+    stream(upscaler, frames[:1])
+    assert batches == ([2, 1, 1, 2, 2] if level == "none" else [2, 1, 1, 1, 1, 2])
+
+
+def test_memory_that_is_gone_again_while_tiles_are_joined_costs_nothing(
+    weights: Weights, clip: np.ndarray, expected: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscaler = Upscaler.load(weights, TILED)
+    upscaler.place(Placement(batch=2))
+    free = iter([0, 2**40])
+    monkeypatch.setattr(memory, "available_bytes", lambda _: next(free))
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Group, "joined", full)
+    assert np.abs(stream(upscaler, clip).astype(int) - expected["on"]).max() <= 1
