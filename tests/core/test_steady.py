@@ -18,6 +18,7 @@ from flashvsr_core.bench.inputs import random_clip
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.relief import Placement
 from flashvsr_core.steady import CudaGraphs, Steady
 from flashvsr_core.upscaler import Upscaler
 from tests.core.formula import formula_weights
@@ -177,6 +178,23 @@ def test_where_memory_runs_out_recordings_are_let_go(
     assert np.array_equal(np.concatenate(parts), expected)
     assert kept(other).failed == told[0]
     assert kept(other).replayed == 3
+
+
+def test_only_whole_pictures_with_everything_on_the_device_are_recorded(upscaler: Upscaler, clip: np.ndarray) -> None:
+    expected, recorder = streamed(upscaler, clip[:49]), Recorder()
+    other = Plain.load(formula_weights(), PARAMS)
+    other.recorder = lambda: recorder
+    assert np.array_equal(streamed(other, clip[:49]), expected)
+    assert kept(other).replayed == 3
+    steady, recordings = kept(other), recorder.recordings
+    other.place(Placement("dit"))  # moves the weights that are read by what was recorded
+    assert steady.failed is not None
+    assert np.array_equal(streamed(other, clip[:49]), expected)
+    assert (other._steady, recorder.recordings) == (None, recordings)
+    tiled = Plain.load(formula_weights(), replace(PARAMS, tiled_dit="on", tile_size="256", tile_overlap=128))
+    tiled.recorder = lambda: recorder
+    streamed(tiled, np.concatenate([clip[:49]] * 3, axis=2))
+    assert recorder.recordings == recordings
 
 
 @pytest.mark.gpu
