@@ -81,8 +81,6 @@ def upscale_segment(job: Job, segment: SegmentPlan, compute: ComputeParams, cach
     keep_compiled(cache_dir)
     if (held := job.result(segment.index)) is not None:
         return held
-    if compute.runner in CLUSTERS:
-        halt.before_segment(job)
     work = cache_dir / "work"
     work.mkdir(parents=True, exist_ok=True)
     check_space(plan, segment, work)
@@ -158,6 +156,8 @@ def _make(
         turn_on_a_device(compute) as device,
         beating(job, segment.index, segment.frames, device_name(device), this_worker(str(device))) as heart,
     ):
+        if compute.runner in CLUSTERS:
+            halt.before_segment(job)  # it may have waited long for its turn
         begun = time.monotonic()
         if plan.cpu_threads:
             torch.set_num_threads(plan.cpu_threads)  # Dask and Ray give their workers one

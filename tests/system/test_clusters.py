@@ -85,11 +85,12 @@ def test_nothing_is_left_of_a_killed_run(runner: str, clip: Path, plain: list[st
     assert list((tmp_path / "work" / "work").iterdir()) == []
 
 
-@pytest.mark.parametrize("runner", ["processes", "dask", "ray"])
-def test_ctrl_c(runner: str, clip: Path, plain: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_with_worker_processes(clip: Path, plain: list[str], tmp_path: Path) -> None:
     """Once: the segments that run are finished, no other is begun. Twice: they are given up. Nothing is left."""
     for times in (2, 1):
-        command = Cluster(tmp_path, clip, runner)
+        folder = tmp_path / str(times)  # so that each round finds all of its segments to do
+        folder.mkdir()
+        command = Cluster(folder, clip, "processes")
         process, _ = command.start_and_wait_for_a_worker()
         for _ in range(times):
             process.send_signal(2)
@@ -97,14 +98,14 @@ def test_ctrl_c(runner: str, clip: Path, plain: list[str], tmp_path: Path) -> No
         log = process.communicate(timeout=300)[1]
         assert process.returncode == 130, log
         assert "Traceback" not in log, log
-        assert command.leftovers(90 if runner == "ray" else 15) == []
-        assert list((tmp_path / "work" / "work").iterdir()) == []
-        for name in ("lease.json", "halt.json"):
-            assert not list((tmp_path / ".flashvsr").glob(f"*/{name}"))
-        # Of the two that ran when the signal came; others may have been finished before. That running ones are given up
-        # at the second signal is tested where it does not hang on moments: test_stopping_now_gives_up_what_runs.
+        assert command.leftovers() == []
+        assert list((folder / "work" / "work").iterdir()) == []
+        assert not list((folder / ".flashvsr").glob("*/lease.json"))
+        # Of the two that computed when the signal came and the two that were being stored; others may have been done
+        # before. That running ones are given up at the second signal is tested where it does not hang on moments:
+        # test_stopping_now_gives_up_what_runs.
         done, after = (Outcome(130, text).computed for text in (log, log.partition("interrupted")[2]))
-        assert (1 if times == 1 else 0) <= len(after) <= 2, log
+        assert (1 if times == 1 else 0) <= len(after) <= 4, log
     again = command.run()
     assert again.status == 0, again.log
     assert set(again.computed).isdisjoint(done)

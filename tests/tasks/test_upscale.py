@@ -13,12 +13,14 @@ from prefect.states import Failed
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.errors import AlreadyRunning, BadInput, FlashvsrError, TransientError, UserError
 from flashvsr_core.segments import SegmentPlan
-from tasks import upscale
+from tasks import halt, upscale
+from tasks.plan import Request, make_plan
+from tasks.stop import Stopped
 from tasks.storage.jobs import Job
 from tasks.upscale import SegmentKey, is_transient, upscale_segment
 from tests.media.clips import run
 from tests.tasks.conftest import Made
-from tests.tasks.enlarging import enlarged
+from tests.tasks.enlarging import PARAMS, Enlarger, enlarged
 
 
 @pytest.mark.parametrize("error", [TransientError("x"), AlreadyRunning("x"), ConnectionError("x"), TimeoutError("x")])
@@ -80,3 +82,20 @@ def test_compiled_kernels_are_kept_in_the_work_folder(
         monkeypatch.setenv("TRITON_CACHE_DIR", own)
     upscale_segment.fn(made.job, made.plan.segments[0], ComputeParams(devices="cpu"), tmp_path)
     assert knobs.cache.dir == (own or str(tmp_path / "triton"))
+
+
+def test_a_cluster_begins_no_segment_after_it_was_asked_to_stop(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: Made
+) -> None:
+    monkeypatch.setattr(upscale, "loaded_upscaler", lambda params, *_: Enlarger(params.scale))
+    compute = ComputeParams(devices="cpu", runner="dask")
+    request = Request(str(made.source), str(tmp_path / "out.mp4"), PARAMS, made.plan.encode, compute, segment_frames=16)
+    job, plan = make_plan(request, tmp_path / "cache")
+    job.write_plan(plan.to_json())
+    halt.ask(job)
+    with pytest.raises(Stopped, match="before this segment was begun"):
+        upscale_segment.fn(job, plan.segments[0], compute, tmp_path / "cache")
+    assert not job.finished()
+    halt.forget(job)
+    upscale_segment.fn(job, plan.segments[0], compute, tmp_path / "cache")
+    assert set(job.finished()) == {0}
