@@ -15,6 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import FlowRunContext
 
+from tasks.beside import beside
 from tasks.progress import RunProgress, SegmentProgress, Snapshot
 from tasks.storage import urls
 
@@ -68,9 +69,8 @@ def run_artifacts(progress: RunProgress) -> Iterator[None]:
         yield
         return
     run_id = context.flow_run.id
-    over = threading.Event()
 
-    def keep_on() -> None:
+    def keep_on(over: threading.Event) -> None:
         with get_client(sync_client=True) as client:
             artifacts = RunArtifacts(client, run_id, progress)
             look = 0
@@ -82,13 +82,8 @@ def run_artifacts(progress: RunProgress) -> Iterator[None]:
                     return
                 look += 1
 
-    thread = threading.Thread(target=keep_on, name="artifacts", daemon=True)
-    thread.start()
-    try:
+    with beside("artifacts", keep_on, LONGEST_END):
         yield
-    finally:
-        over.set()
-        thread.join(LONGEST_END)
 
 
 def show_table(rows: list[dict[str, Any]], key: str, description: str) -> None:

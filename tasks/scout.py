@@ -14,6 +14,7 @@ from pathlib import Path
 from flashvsr_core.config import ComputeParams
 from flashvsr_core.cuts import CONTEXT, mark_cuts, sampled
 from flashvsr_core.errors import FlashvsrError
+from tasks.beside import beside
 from tasks.events import CutsFound, tell
 from tasks.media.decode import read_frames
 from tasks.plan import JobPlan
@@ -60,20 +61,14 @@ def scouting(plan: JobPlan, finished: frozenset[int], compute: ComputeParams, ca
     if not missing:
         yield
         return
-    over = threading.Event()
     first = max(0, missing[0].start - int(plan.params.preroll))
 
-    def look() -> None:
+    def look(over: threading.Event) -> None:
         try:
             with localised(plan.source, compute, cache_dir) as source:
                 tell(find_cuts(plan, source, first, over=over))
         except (FlashvsrError, OSError) as error:
             log.debug("cuts were not looked for: %s", error)  # a faulty source is the workers' to tell of
 
-    thread = threading.Thread(target=look, name="scout", daemon=True)
-    thread.start()
-    try:
+    with beside("scout", look, LONGEST_END):
         yield
-    finally:
-        over.set()
-        thread.join(LONGEST_END)

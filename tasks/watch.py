@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from flashvsr_core.errors import FlashvsrError
 from tasks import events
 from tasks.beat import beats, process_prefix
+from tasks.beside import beside
 from tasks.events import FramesDone, SegmentComputed, SegmentReused, SegmentStarted, tell
 from tasks.storage import urls
 from tasks.storage.jobs import RECORD_NAME, Job
@@ -111,20 +112,16 @@ def watching(job: Job, finished: frozenset[int] = frozenset()) -> Iterator[None]
     known = _Known()
     known.finished |= finished
     watch = Watch(job, known)
-    over = threading.Event()
     seconds = LOCAL_SECONDS if urls.is_local(job.url) else REMOTE_SECONDS
 
-    def keep_on() -> None:
+    def keep_on(over: threading.Event) -> None:
         while not over.wait(seconds):
             watch.look()
         watch.look()
 
     events.log.addHandler(known)
-    thread = threading.Thread(target=keep_on, name="watch", daemon=True)
-    thread.start()
     try:
-        yield
+        with beside("watch", keep_on):
+            yield
     finally:
-        over.set()
-        thread.join()
         events.log.removeHandler(known)

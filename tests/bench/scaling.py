@@ -35,7 +35,8 @@ from tasks.events import SegmentComputed, SegmentStarted
 from tasks.gpu import device_name, devices_of, loaded_upscaler
 from tasks.media.decode import read_frames
 from tasks.media.encode import EncodeParams, check_segment, encode_segment, layout_of
-from tasks.plan import Request, make_plan
+from tasks.plan import JobPlan, Request, make_plan
+from tasks.storage.jobs import Job
 from tasks.verify import verify_output
 from tests.flows.clips import make_clip
 from tests.media.clips import run as ffmpeg
@@ -60,6 +61,24 @@ def timed(name: str, into: list[Stage]) -> Iterator[None]:
     into.append(Stage(name, time.perf_counter() - wall, time.process_time() - cpu))
 
 
+def after_model(made: list[Any], job: Job, plan: JobPlan, folder: Path, found: list[Stage]) -> Path:
+    """Encode, check, store, merge and verify a job's only segment; its file."""
+    segment, geometry, file = plan.segments[0], plan.geometry, folder / "segment.mp4"
+    with timed("encode", found):
+        encode_segment(iter(made), file, plan.info, plan.encode, geometry.out_width, geometry.out_height)
+    with timed("check", found):
+        check_segment(file, segment.frames, geometry.out_width, geometry.out_height)
+    with timed("store (local disk)", found):
+        job.record_segment(
+            0, 0, segment.stop, file, frames=segment.frames, seconds=1.0, peak_memory_bytes=0, device="cpu"
+        )
+    with timed("merge", found):
+        merged, _ = assemble.fn(job, plan, folder, folder / "cache")
+    with timed("verify", found):
+        verify_output.fn(merged, plan, "joins")
+    return file
+
+
 def stages(size: str, frames: int, folder: Path) -> tuple[list[Stage], int]:
     """The stages of one segment, one after the other, each fed from memory; and the bytes of the segment."""
     source = make_clip(folder / "clip.mp4", frames, size, str(RATE))
@@ -69,7 +88,7 @@ def stages(size: str, frames: int, folder: Path) -> tuple[list[Stage], int]:
     with timed("plan", found):
         job, plan = make_plan(request, folder / "cache")
     job.write_plan(plan.to_json())
-    segment, geometry = plan.segments[0], plan.geometry
+    segment = plan.segments[0]
     upscaler = loaded_upscaler(plan.params, plan.digests, compute, torch.device("cpu"))
     first, end = reading_range(segment, 0, 0, plan.info.frames)
     with timed("decode", found):
@@ -77,17 +96,7 @@ def stages(size: str, frames: int, folder: Path) -> tuple[list[Stage], int]:
     pack = yuv_packer(layout_of(plan.encode, plan.info))
     with timed("model", found):
         made = list(upscaler.stream(iter(chunks), emit=(segment.start, segment.stop), pack=pack))
-    file = folder / "segment.mp4"
-    with timed("encode", found):
-        encode_segment(iter(made), file, plan.info, plan.encode, geometry.out_width, geometry.out_height)  # type: ignore[arg-type]
-    with timed("check", found):
-        check_segment(file, segment.frames, geometry.out_width, geometry.out_height)
-    with timed("store (local disk)", found):
-        job.record_segment(0, 0, frames, file, frames=frames, seconds=1.0, peak_memory_bytes=0, device="cpu")
-    with timed("merge", found):
-        merged, _ = assemble.fn(job, plan, folder, folder / "cache")
-    with timed("verify", found):
-        verify_output.fn(merged, plan, "joins")
+    file = after_model(made, job, plan, folder, found)
     return found, file.stat().st_size
 
 
@@ -105,19 +114,7 @@ def media(size: str, folder: Path) -> tuple[list[Stage], int, int]:
         chunks = list(read_frames(source, plan.info, 0, segment.stop))
     pack = yuv_packer(layout_of(plan.encode, plan.info))
     made = [pack(enlarge(torch.from_numpy(chunk), geometry)) for chunk in chunks]  # a GPU's work, and so no stage here
-    file = folder / "segment.mp4"
-    with timed("encode", found):
-        encode_segment(iter(made), file, plan.info, plan.encode, geometry.out_width, geometry.out_height)  # type: ignore[arg-type]
-    with timed("check", found):
-        check_segment(file, segment.frames, geometry.out_width, geometry.out_height)
-    with timed("store (local disk)", found):
-        job.record_segment(
-            0, 0, segment.stop, file, frames=segment.frames, seconds=1.0, peak_memory_bytes=0, device="cpu"
-        )
-    with timed("merge", found):
-        merged, _ = assemble.fn(job, plan, folder, folder / "cache")
-    with timed("verify", found):
-        verify_output.fn(merged, plan, "joins")
+    file = after_model(made, job, plan, folder, found)
     return found, segment.frames, file.stat().st_size
 
 
