@@ -64,6 +64,11 @@ class PictureState:
         return self.groups[0].stream.next_latent
 
     @property
+    def is_whole(self) -> bool:
+        """Whether nothing is in tiles, neither in the DiT nor in the decoder."""
+        return self.at_once == len(self.groups) == len(self.decoder_tiles) == 1
+
+    @property
     def at_once(self) -> int:
         """Tiles that are computed at once, at most."""
         return max(len(group.tiles) for group in self.groups)
@@ -116,6 +121,11 @@ class Painter:
         self.blend = Blend(self.tiles, offloader.device)
         # Any function can decode a whole picture (`Decode`); only our decoders know of parts.
         self._overwrites = getattr(net.decode, "front_memories", 0) > 0
+
+    @property
+    def is_recordable(self) -> bool:
+        """Whether steady steps do the same to the same tensors each time: one tile, and a memory that is handed on."""
+        return len(self.tiles) == 1 and not self._overwrites
 
     @property
     def decoder(self) -> Decoder:

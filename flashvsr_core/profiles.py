@@ -9,6 +9,8 @@ from flashvsr_core.errors import UserError
 # fits (Triton 3.9: 64 KiB on 8.x, 160 on 9.0, 96 on 12.0).
 TRITON_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)  # matrix units that know fp8
+HOPPER_CAPABILITY = (9, 0)
+HOPPER_HEAD_DIM = 128  # the only one that `hopper_attention` has code for
 
 
 def natural_precision(profile: str, device: torch.device) -> Precision:
@@ -18,10 +20,14 @@ def natural_precision(profile: str, device: torch.device) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def natural_attention(profile: str, device: torch.device) -> Attention:
-    """What `auto` means: int8 or triton on GPUs, torch on the CPU."""
+def natural_attention(profile: str, precision: str, head_dim: int, device: torch.device) -> Attention:
+    """What `auto` means: torch on the CPU; on Hopper hopper, which computes in 16 bits faster than int8 does there; on
+    other GPUs int8 or triton."""
     if device.type != "cuda":
         return "torch"
+    hopper = torch.cuda.get_device_capability(device) == HOPPER_CAPABILITY
+    if hopper and precision != "fp32" and head_dim == HOPPER_HEAD_DIM:
+        return "hopper"
     return "int8" if profile == "fast" else "triton"
 
 
@@ -59,6 +65,11 @@ def check_attention(attention: str, device: torch.device) -> None:
             raise UserError(f"attention {attention!r} runs on CUDA GPUs only, not on {device}; use --attention torch")
         return
     capability = torch.cuda.get_device_capability(device)
+    if attention == "hopper" and capability != HOPPER_CAPABILITY:
+        raise UserError(
+            f"attention 'hopper' is written for compute capability {_dotted(HOPPER_CAPABILITY)}, {device} has "
+            f"{_dotted(capability)}; use --attention triton, or int8"
+        )
     if capability < TRITON_CAPABILITY:
         raise UserError(
             f"attention {attention!r} needs compute capability {_dotted(TRITON_CAPABILITY)}, {device} has "

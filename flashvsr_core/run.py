@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,14 @@ from torch import Tensor
 from flashvsr_core import memory
 from flashvsr_core.color import CORRECTIONS
 from flashvsr_core.cuts import MarkedFrame
-from flashvsr_core.geometry import Geometry
+from flashvsr_core.geometry import Geometry, TileSize
 from flashvsr_core.layout import Planes
 from flashvsr_core.noise import NoiseAhead
 from flashvsr_core.picture import Painter, PictureState
 from flashvsr_core.pixels import Pack, crop, enlarge, pad
 from flashvsr_core.relief import Relief, Result, Stage
 from flashvsr_core.segments import FIRST_READ, GRID, STEP
+from flashvsr_core.steady import Steady
 from flashvsr_core.stream import LATENT_PIXELS, latents_of
 from flashvsr_core.tiling import tiles_of
 from flashvsr_core.transfer import Arriving, send, to_device
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # A third more than a batch of tiles is expected to need must be free, or fewer are computed at once.
 _ROOM = 4 / 3
+_RECORDING_ROOM = 1.25  # of what a stream takes; recordings took 5 % more on an H100 (tests/bench/speed.md)
 
 
 class Run:
@@ -50,9 +53,23 @@ class Run:
         painter = Painter(upscaler.net, upscaler.offloader, geometry, sparsity, self.params.local_range, tile, overlap)
         at_once = memory.frames_at_once(geometry.padded_height * geometry.padded_width, upscaler.placement)
         self.relief = Relief(painter, upscaler.placement, at_once)
+        self.steady: Steady | None = None
+        if painter.is_recordable and upscaler.placement.offload == "none" and self._has_room(tile, overlap):
+            self.steady = upscaler.steady(geometry, partial(bare_step, painter, at_once))
         latent_size = (geometry.padded_height // LATENT_PIXELS, geometry.padded_width // LATENT_PIXELS)
         shape = (upscaler.spec.dit.in_dim, *latent_size)
         self.noise = NoiseAhead(self.params.seed, shape, self.device)
+
+    def _has_room(self, tile: TileSize | None, overlap: int) -> bool:
+        """Whether recordings, whose working memory is their own, surely fit beside a stream."""
+        available = memory.available_bytes(self.device)
+        if available is None:
+            return True
+        upscaler = self.upscaler
+        foreseen = memory.estimate(
+            upscaler.spec, self.params, self.geometry, "cuda", upscaler.placement, tile, overlap
+        ).device_bytes
+        return available + torch.cuda.memory_allocated(self.device) >= _RECORDING_ROOM * foreseen
 
     def done(self, stop: int | None) -> bool:
         return stop is not None and self.emitted_to >= stop
@@ -79,6 +96,8 @@ class Run:
         start = max(start, opening.index)
         placement = self.relief.placement
         state = self.relief.painter.open(self.params.kv_ratio, origin, placement.batch, placement.decoder_tile)
+        if self.steady is not None:
+            self.steady.begin(state)
         position, end, last = origin, origin, opening.pixels
         want = FIRST_READ
         while True:
@@ -108,27 +127,24 @@ class Run:
         """One step: the decoded frames, 1 3 T H W of the padded picture, and the input they were made from. Nothing
         waits for the device."""
         run = self._run
-        with self.stage("enlarge"):
-            source = run("enlarge", state, lambda: self._enlarged(frames))
+        with self.stage("fetch"):
+            pixels = run("enlarge", state, lambda: to_device(frames, self.device))
         with self.stage("noise"):
             count = latents_of(len(frames), first_step=state.waiting is None)
             following = latents_of(STEP, first_step=False)
             noise = run("noise", state, lambda: self.noise.take(state.next_latent, count, following).to(self.dtype))
+        if self.steady is None or self.relief.offloader.level != "none":
+            return self._computed(state, pixels, noise)
+        return self.steady.step(state, pixels, noise, self._computed)
+
+    def _computed(self, state: PictureState, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """`bare_step`, made again where memory runs out."""
+        run, painter = self._run, self.relief.painter
+        with self.stage("enlarge"):
+            source = run("enlarge", state, lambda: enlarged(pixels, self.geometry, self.relief.frames_at_once))
         with self.stage("model"):
-            painter = self.relief.painter
             condition, latents = run("dit", state, lambda: painter.latents(state, source, noise))
             return run("decoder", state, lambda: painter.decode(state, latents, condition)), condition
-
-    def _enlarged(self, frames: list[np.ndarray]) -> Tensor:
-        """1 3 T H W float32 in [-1, 1], padded; some frames after the other where all at once would be large."""
-        pixels, at_once = to_device(frames, self.device), self.relief.frames_at_once
-        if len(frames) <= at_once:
-            return pad(enlarge(pixels, self.geometry), self.geometry).transpose(0, 1)[None]
-        size = (len(frames), 3, self.geometry.padded_height, self.geometry.padded_width)
-        out = torch.empty(size, device=self.device)
-        for target, part in zip(out.split(at_once), pixels.split(at_once)):
-            target.copy_(pad(enlarge(part, self.geometry), self.geometry))
-        return out.transpose(0, 1)[None]
 
     @torch.inference_mode()
     def _send(self, state: PictureState, decoded: Tensor, condition: Tensor, first: int) -> tuple[int, Arriving]:
@@ -156,6 +172,8 @@ class Run:
         finally:
             if taken := self.relief.taken[before:]:
                 self.upscaler.placement = self.relief.placement
+                if self.steady is not None:  # recordings take memory too, and weights may have moved
+                    self.steady.stop(taken[-1])
             for text in taken:
                 if self.on_fallback is not None:
                     self.on_fallback(text)
@@ -180,3 +198,23 @@ class Run:
             self.relief.join(state, fitting)
         if state.at_once != before:
             log.info("%d tiles at once instead of %d: %d MiB are free", state.at_once, before, available >> 20)
+
+
+def bare_step(
+    painter: Painter, at_once: int, state: PictureState, pixels: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step from pixels T H W 3 on the device, `at_once` of which are enlarged at once. Returns the decoded frames,
+    1 3 T H W of the padded picture, and the input they were made from."""
+    source = enlarged(pixels, painter.geometry, at_once)
+    condition, latents = painter.latents(state, source, noise)
+    return painter.decode(state, latents, condition), condition
+
+
+def enlarged(pixels: Tensor, geometry: Geometry, at_once: int) -> Tensor:
+    """1 3 T H W float32 in [-1, 1], padded; some frames after the other where all at once would be large."""
+    if len(pixels) <= at_once:
+        return pad(enlarge(pixels, geometry), geometry).transpose(0, 1)[None]
+    out = torch.empty((len(pixels), 3, geometry.padded_height, geometry.padded_width), device=pixels.device)
+    for target, part in zip(out.split(at_once), pixels.split(at_once)):
+        target.copy_(pad(enlarge(part, geometry), geometry))
+    return out.transpose(0, 1)[None]

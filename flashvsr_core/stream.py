@@ -37,6 +37,7 @@ class StreamState:
     lq: tuple[Tensor, Tensor] | None = None
     decoder: Any = None
     waiting: Tensor | None = field(default=None, repr=False)  # B 3 4 H W: read, but not emitted yet
+    position: Tensor | None = None  # `next_latent` on the device, while a step is recorded
 
 
 def open_stream(net: Network, kv_ratio: float, first_frame: int) -> StreamState:
@@ -81,6 +82,7 @@ def denoise(
 ) -> Tensor:
     """LQ projection and the one denoising step: latents B C F h w of this step."""
     tokens, state.lq = net.lq_proj(frames, state.lq)
-    predicted = net.dit(noise, tokens, state.next_latent, state.rings, net.constants, sparsity, around)
+    first = state.next_latent if state.position is None else state.position
+    predicted = net.dit(noise, tokens, first, state.rings, net.constants, sparsity, around)
     state.next_latent += noise.shape[2]
     return noise - predicted

@@ -27,6 +27,7 @@ from flashvsr_core.registry import ModelSpec
 from flashvsr_core.relief import Placement
 from flashvsr_core.run import Run
 from flashvsr_core.segments import GRID
+from flashvsr_core.steady import Body, CudaGraphs, Recorder, Steady
 from flashvsr_core.stream import Network
 from flashvsr_core.tiling import tiles_of
 from flashvsr_core.weights import Weights, build_network
@@ -42,12 +43,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def resolve_params(params: UpscaleParams, spec: ModelSpec, device: torch.device) -> UpscaleParams:
     """Replace every `auto` by what this model and device type use, so that all workers of a job do the same."""
     precision, attention = params.precision, params.attention
+    if precision == "auto":
+        precision = natural_precision(params.profile, device)
+    if attention == "auto":
+        attention = natural_attention(params.profile, precision, spec.dit.head_dim, device)
     return replace(
         params,
         **_resolved_tiles(params),
         model=spec.name,  # type: ignore[arg-type]
-        precision=natural_precision(params.profile, device) if precision == "auto" else precision,
-        attention=natural_attention(params.profile, device) if attention == "auto" else attention,
+        precision=precision,
+        attention=attention,
         color_fix=spec.color_fix if params.color_fix == "auto" else params.color_fix,
         preroll=DEFAULT_PREROLL if params.preroll == "auto" else params.preroll,
     )
@@ -74,6 +79,9 @@ class Upscaler:
         self.dtype = DTYPES[params.precision]
         self.offloader = Offloader(net.dit, device)
         self.placement = self._asked = Placement()
+        self.recorder: Callable[[], Recorder] | None = None
+        """Makes what steady steps are recorded with; None: every step is launched kernel by kernel."""
+        self._steady: tuple[Geometry, Steady] | None = None
 
     def begin(self, placement: Placement) -> None:
         """`place`, unless that was done before: what was found to work since then stays."""
@@ -82,6 +90,9 @@ class Upscaler:
 
     def place(self, placement: Placement) -> None:
         """Begin streams from now on with this placement. It changes by itself where memory runs out."""
+        if self._steady is not None:  # recorded steps read the weights where they were
+            self._steady[1].stop("things are placed anew")
+            self._steady = None
         self.offloader.set_level(placement.offload)
         self.placement = self._asked = placement
 
@@ -89,6 +100,8 @@ class Upscaler:
     def load(cls, weights: Weights, params: UpscaleParams, device: torch.device | str = "cpu") -> "Upscaler":
         """Build the model's modules from `weights` on `device`; `auto` parameters are resolved."""
         device = torch.device(device)
+        if device.type == "cuda" and device.index is None:  # some functions of PyTorch want the number
+            device = torch.device("cuda", torch.cuda.current_device())
         resolved = resolve_params(params, weights.spec, device)
         check_device(resolved, device)
         if resolved.precision == "fp32":
@@ -97,12 +110,14 @@ class Upscaler:
             torch.backends.cuda.matmul.allow_tf32 = False
         net = build_network(weights, DTYPES[resolved.precision], device, resolved.mode)
         if resolved.profile == "fast" and device.type == "cuda":
-            from flashvsr_core.kernels.fp8_linear_triton import linear  # CPU installations have no Triton
-
-            net.dit.quantise(linear)
-        if isinstance(net.decode, TcDecoder) and device.type == "cuda" and resolved.precision != "fp32":
-            net.decode.fuse(kernels(resolved.attention).repeat_pixels)
-        return cls(net, weights.spec, resolved, device)
+            _quantise(net)
+        found = cls(net, weights.spec, resolved, device)
+        if device.type == "cuda" and resolved.precision != "fp32":
+            if isinstance(net.decode, TcDecoder):
+                fused = kernels(resolved.attention)
+                net.decode.fuse_in_place(fused.repeat_pixels, fused.finish_frames)
+            found.recorder = lambda: CudaGraphs(device)
+        return found
 
     def sparsity(self, geometry: Geometry) -> Sparsity:
         """How attention chooses and computes blocks at this size."""
@@ -110,6 +125,15 @@ class Upscaler:
         topk = top_k(rows * columns, self.params.sparse_ratio, geometry.padded_height, geometry.padded_width)
         local = local_window(rows, columns, self.params.local_range).to(self.device)
         return Sparsity(local, topk, attention_backend(self.params.attention), kernels(self.params.attention))
+
+    def steady(self, geometry: Geometry, body: Body) -> Steady | None:
+        """The recordings for this size: the last size's are kept from stream to stream."""
+        if self.recorder is None:
+            return None
+        if self._steady is None or self._steady[0] != geometry:
+            self._steady = None  # its memory goes first
+            self._steady = geometry, Steady(body, self.recorder())
+        return self._steady[1]
 
     def stage(self, name: str) -> AbstractContextManager[object]:
         """Entered around each part of a step; a bench overrides it to measure."""
@@ -150,6 +174,17 @@ class Upscaler:
             yield from run.shot(shot, start, stop)
             if run.done(stop):
                 return
+
+
+def _quantise(net: Network) -> None:
+    """Layers in fp8 for profile fast on GPUs."""
+    # CPU installations have no Triton.
+    from flashvsr_core.kernels.fp8_linear import multiply
+    from flashvsr_core.kernels.fp8_linear_triton import ROUNDING, linear
+    from flashvsr_core.kernels.fp8_patches_triton import unfold
+
+    net.dit.quantise(linear, ROUNDING)
+    net.lq_proj.quantise(unfold, multiply)
 
 
 def _same_depth(frame: np.ndarray) -> Pack:

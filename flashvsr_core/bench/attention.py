@@ -86,7 +86,7 @@ def compare_attention(
 
 
 def _ours() -> Iterator[tuple[str, BlockAttention]]:
-    for name in ("triton", "int8", "sage"):
+    for name in ("hopper", "triton", "int8", "sage"):
         try:
             yield name, attention_backend(name)
         except UserError as error:

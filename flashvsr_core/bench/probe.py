@@ -19,7 +19,7 @@ from flashvsr_core.kernels.block_mask import select_blocks
 from flashvsr_core.models.dit import Sparsity
 from flashvsr_core.upscaler import Upscaler
 
-PARTS = ("enlarge", "noise", "model", "color", "send")  # of a step, one after the other
+PARTS = ("fetch", "noise", "enlarge", "model", "color", "send")  # of a step, one after the other
 FIRST_STAGE = PARTS[0]
 
 
@@ -99,6 +99,8 @@ class Probe(Upscaler):
     ) -> None:
         super().__init__(upscaler.net, upscaler.spec, params or upscaler.params, upscaler.device)
         self.probed, self.clock, self.change = upscaler, clock, change
+        # Weights may have been moved: one offloader knows where to.
+        self.offloader, self.placement = upscaler.offloader, upscaler.placement
 
     def sparsity(self, geometry: Geometry) -> Sparsity:
         return self.change(self.probed.sparsity(geometry))

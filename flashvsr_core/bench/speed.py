@@ -48,8 +48,9 @@ class Speed:
     tflops: float
 
 
-def measure(upscaler: Upscaler, height: int, width: int, steps: int = 8, warmup: int = 2) -> Speed:
-    """Stream a clip whose output is about height x width; the stream's first step and `warmup` more do not count."""
+def measure(upscaler: Upscaler, height: int, width: int, steps: int = 8, warmup: int = 6) -> Speed:
+    """Stream a clip whose output is about height x width; the stream's first step and `warmup` more do not count, in
+    which steady steps are recorded."""
     device = upscaler.device
     frames = random_clip(FIRST_READ + STEP * (warmup + steps), *input_size(upscaler.params, height, width))
     run(upscaler, frames[: FIRST_READ + 2 * STEP])  # compiles, chooses algorithms

@@ -9,15 +9,17 @@ from flashvsr_core.errors import UserError
 from flashvsr_core.kernels import token_ops
 from flashvsr_core.kernels.block_attention import BACKENDS, Blocks
 from flashvsr_core.kernels.block_mask import select_blocks
+from flashvsr_core.kernels.finish_frames import finish_frames
 from flashvsr_core.kernels.repeat_pixels import repeat_pixels
 from flashvsr_core.kernels.token_ops import Windows
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Everything in a DiT block but linear layers and attention, and the decoder's enlargement.
+    """Everything in a DiT block but linear layers and attention, and the decoder's enlargement and end.
 
-    Arguments: see the functions of these names in `token_ops`, `block_mask` and `repeat_pixels`.
+    Arguments: see the functions of these names in `token_ops`, `block_mask`, `repeat_pixels` and
+    `finish_frames`.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Kernels:
     linear_gelu: Callable[[Tensor, Tensor, Tensor], Tensor]
     select: Callable[[Tensor, Tensor, Tensor, int], Blocks]
     repeat_pixels: Callable[[Tensor, int], Tensor]
+    finish_frames: Callable[[Tensor, Tensor], None]
     in_place: bool  # whether keys and values are written straight into the ring
 
 
@@ -40,6 +43,7 @@ REFERENCE = Kernels(
     token_ops.linear_gelu,
     select_blocks,
     repeat_pixels,
+    finish_frames,
     in_place=False,
 )
 
@@ -53,6 +57,7 @@ def kernels(name: str) -> Kernels:
     # Optional: CPU installations have no Triton; `attention_backend` says so first.
     from flashvsr_core.kernels import token_ops_triton as fused
     from flashvsr_core.kernels.block_mask_triton import select_blocks as select
+    from flashvsr_core.kernels.pixels_triton import finish_frames as finish
     from flashvsr_core.kernels.pixels_triton import repeat_pixels as repeat
 
     return Kernels(
@@ -64,5 +69,6 @@ def kernels(name: str) -> Kernels:
         fused.linear_gelu,
         select,
         repeat,
+        finish,
         in_place=True,
     )

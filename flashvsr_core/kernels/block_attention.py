@@ -36,7 +36,7 @@ def as_list(mask: Tensor) -> BlockList:
     return BlockList(mask.sum(-1, dtype=torch.int32), indices.int())
 
 
-_PACKAGES = {"triton": "triton", "int8": "triton", "sage": "sageattention>=1.0.6,<2"}
+_PACKAGES = {"triton": "triton", "hopper": "triton", "int8": "triton", "sage": "sageattention>=1.0.6,<2"}
 BACKENDS = ("torch", *_PACKAGES)
 Blocks = Tensor | BlockList
 BlockAttention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # the last: Blocks of a kind that it knows
@@ -65,7 +65,7 @@ def attend_torch(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
 
 
 def attention_backend(name: str) -> BlockAttention:
-    """The backend called `name` (torch, triton, int8, sage); nothing is chosen silently.
+    """The backend called `name` (torch, triton, hopper, int8, sage); nothing is chosen silently.
 
     UserError for other names, and where a package that it needs is missing. Only torch runs without a GPU, except in
     Triton's interpreter.
@@ -78,6 +78,8 @@ def attention_backend(name: str) -> BlockAttention:
         # Optional: CPU installations have neither Triton nor SageAttention.
         if name == "triton":
             from flashvsr_core.kernels.block_attention_triton import attend_triton as attend
+        elif name == "hopper":
+            from flashvsr_core.kernels.hopper_attention import attend_hopper as attend
         elif name == "int8":
             from flashvsr_core.kernels.int8_attention_triton import attend_int8 as attend
         else:

@@ -146,9 +146,14 @@ def as_rows(x: Tensor, count: int) -> TensorDescriptor:
 
     Hopper and later read such tiles by their copy engine; for others Triton computes addresses.
     """
+    dim = x.shape[-1]
+    return TensorDescriptor(x, [row_count(x), dim], [dim, 1], [count, dim])
+
+
+def row_count(x: Tensor) -> int:
+    """Rows of d that a tensor B heads W 128 d spans, with the room between its heads."""
     batch, heads, windows, tokens, dim = x.shape
-    rows = ((batch - 1) * x.stride(0) + (heads - 1) * x.stride(1)) // dim + windows * tokens
-    return TensorDescriptor(x, [rows, dim], [dim, 1], [count, dim])
+    return ((batch - 1) * x.stride(0) + (heads - 1) * x.stride(1)) // dim + windows * tokens
 
 
 def list_blocks(blocks: Tensor) -> BlockList:

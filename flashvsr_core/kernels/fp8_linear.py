@@ -1,10 +1,14 @@
 """Linear layers in fp8 (e4m3): weights with a scale per output, quantised once; activations with one per token."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from flashvsr_core.kernels import token_ops
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 
@@ -20,6 +24,22 @@ class Fp8Linear:
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor) -> "Fp8Linear":
         return cls(*quantise_rows_torch(weight, gelu=False), bias)
+
+
+class Rounded(NamedTuple):
+    """Tokens in fp8 and float32 per token: what to multiply it with. ... C and ...."""
+
+    values: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """`token_ops.norm` and `.add_norm` whose second result is rounded at once, and the product that follows them."""
+
+    norm: Callable[[Tensor, Tensor, Tensor, float, float], Rounded]
+    add_norm: Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, float, float], tuple[Tensor, Rounded]]
+    linear: Callable[[Rounded, Fp8Linear], Tensor]
 
 
 def quantise_rows_torch(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
@@ -48,3 +68,27 @@ def multiply(x: Tensor, scales: Tensor, layer: Fp8Linear) -> Tensor:
 def linear_torch(x: Tensor, layer: Fp8Linear, gelu: bool = False) -> Tensor:
     """Reference of `fp8_linear_triton.linear`: the layer applied to x (... in), or to its GELU."""
     return multiply_torch(*quantise_rows_torch(x.flatten(0, -2), gelu), layer).unflatten(0, x.shape[:-1])
+
+
+def norm_rounded_torch(x: Tensor, scale: Tensor, shift: Tensor, eps: float, offset: float) -> Rounded:
+    """Reference of `Rounding.norm`: nothing is rounded on the way to fp8."""
+    wide = token_ops.norm(x.float(), scale.float(), shift.float(), eps, offset)
+    values, scales = quantise_rows_torch(wide.flatten(0, -2), gelu=False)
+    return Rounded(values.view(x.shape), scales.view(x.shape[:-1]))
+
+
+def add_norm_rounded_torch(
+    x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float, offset: float
+) -> tuple[Tensor, Rounded]:
+    """Reference of `Rounding.add_norm`."""
+    x = x + (y if gate is None else gate * y)
+    return x, norm_rounded_torch(x, scale, shift, eps, offset)
+
+
+def rounded_linear_torch(x: Rounded, layer: Fp8Linear) -> Tensor:
+    """Reference of `Rounding.linear`."""
+    product = multiply_torch(x.values.flatten(0, -2), x.scales.flatten(), layer)
+    return product.unflatten(0, x.scales.shape)
+
+
+ROUNDING = Rounding(norm_rounded_torch, add_norm_rounded_torch, rounded_linear_torch)

@@ -13,7 +13,7 @@ from flashvsr_core.kernels.int8_attention import LEVELS, Quantised, common
 from flashvsr_core.kernels.token_ops_triton import on
 
 _HEAD_DIMS = (32, 64, 128)  # int8 products are at least 32 deep
-TILE = Tile(keys=128, warps=8, stages=2)  # not measured yet; tests/bench/tiles.py does
+TILE = Tile(keys=128, warps=8, stages=2)  # tests/bench/speed.md
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""`repeat_pixels` in Triton: every input is read once, and written by whole lines of channels."""
+"""`repeat_pixels` and `finish_frames` in Triton: every input is read once, and written by whole lines."""
 
 import torch
 import triton
@@ -9,6 +9,7 @@ from flashvsr_core.errors import UserError
 from flashvsr_core.kernels.token_ops_triton import on
 
 _PIXELS = 16  # of one row, in one program
+_LINE = 1024  # pixels of one frame that one program finishes
 
 
 @triton.jit
@@ -28,6 +29,19 @@ def _repeat(x, out, height, width, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
     tl.store(out + below + CHANNELS, value, mask=inside)
 
 
+@triton.jit
+def _finish(x, out, pixels, out_channel, out_frame, STRIDE: tl.constexpr, PIXELS: tl.constexpr):
+    """STRIDE: channels of a pixel of x, of which the first 3 are kept."""
+    at = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    frame = tl.program_id(1).to(tl.int64)
+    inside = at < pixels
+    read = x + frame * pixels * STRIDE + at * STRIDE
+    write = out + frame * out_frame + at
+    for channel in tl.static_range(3):
+        value = tl.load(read + channel, mask=inside).to(tl.float32) * 2 - 1
+        tl.store(write + channel * out_channel, value.to(out.dtype.element_ty), mask=inside)
+
+
 def repeat_pixels(x: Tensor, stride: int) -> Tensor:
     """See `repeat_pixels.repeat_pixels`. x channels last; channels of a frame: a power of 2."""
     steps, channels, height, width = x.shape
@@ -41,3 +55,17 @@ def repeat_pixels(x: Tensor, stride: int) -> Tensor:
             x, out, height, width, STRIDE=stride, CHANNELS=channels, PIXELS=_PIXELS
         )
     return out.permute(0, 3, 1, 2)
+
+
+def finish_frames(x: Tensor, out: Tensor) -> None:
+    """See `finish_frames.finish_frames`. Within a frame and channel, `out` has no gaps."""
+    frames, channels, height, width = x.shape
+    if out[0, 0].is_contiguous():
+        x = x.contiguous(memory_format=torch.channels_last)
+        pixels = height * width
+        with on(x):
+            _finish[(triton.cdiv(pixels, _LINE), frames)](
+                x, out, pixels, out.stride(0), out.stride(1), STRIDE=channels, PIXELS=_LINE
+            )
+        return
+    raise UserError(f"frames with strides {out.stride()} cannot be finished; a picture of a channel must have no gaps")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flashvsr_core.kernels.backends import REFERENCE, Kernels
 from flashvsr_core.kernels.block_attention import BlockAttention
 from flashvsr_core.kernels.block_mask import pool
-from flashvsr_core.kernels.fp8_linear import Fp8Linear
+from flashvsr_core.kernels.fp8_linear import Fp8Linear, Rounded, Rounding
 from flashvsr_core.kernels.token_ops import WINDOW_TOKENS
 from flashvsr_core.models.layers import RmsNorm, rope_angles, sinusoidal_embedding
 from flashvsr_core.registry import DitSpec
@@ -45,10 +45,17 @@ Fp8Multiply = Callable[[Tensor, Fp8Linear, bool], Tensor]
 
 @dataclass(frozen=True)
 class Fp8Projection:
-    """A layer in fp8 and what multiplies with it."""
+    """A layer in fp8, what multiplies with it, and the same for what is rounded already."""
 
     layer: Fp8Linear
     multiply: Fp8Multiply
+    rounding: Rounding | None = None
+
+    def __call__(self, x: Tensor | Rounded, gelu: bool) -> Tensor:
+        if isinstance(x, Tensor):
+            return self.multiply(x, self.layer, gelu)
+        assert self.rounding is not None
+        return self.rounding.linear(x, self.layer)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,10 @@ class DitConstants:
     modulation: Tensor
     head: Tensor
     cross: list[tuple[Tensor, Tensor]]
+
+
+RingBuffers = tuple[Tensor, Tensor, Tensor]
+"""Keys, values and pooled keys of all slots of a ring."""
 
 
 class KvRing:
@@ -70,8 +81,9 @@ class KvRing:
         self.slots = history + 1
         self.filled = 0
         self.next = 0
-        self.buffers: tuple[Tensor, Tensor, Tensor] | None = None
-        self.host: list[tuple[Tensor, Tensor, Tensor]] | None = None  # slices, while they are off the device
+        self.buffers: RingBuffers | None = None
+        self.spare: RingBuffers | None = None  # to be used if they fit, instead of new ones
+        self.host: list[RingBuffers] | None = None  # slices, while they are off the device
 
     def push(self, k: Tensor, v: Tensor, windows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Add a step's slices (B heads (slices*windows) 128 d); return all visible keys, values and pooled keys.
@@ -97,13 +109,17 @@ class KvRing:
     def advance(self, windows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Count the slice that was written into `room`; return all visible keys, values and pooled keys."""
         assert self.buffers is not None
-        self.filled = max(self.filled, self.next + 1)
-        self.next = (self.next + 1) % self.slots
+        self.count()
         visible = self.filled * windows
         keys, values, pooled = (buffer[:, :, :visible] for buffer in self.buffers)
         return keys, values, pooled
 
-    def room_for(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def count(self) -> None:
+        """One more slice was written."""
+        self.filled = max(self.filled, self.next + 1)
+        self.next = (self.next + 1) % self.slots
+
+    def room_for(self, device: torch.device) -> RingBuffers:
         """Empty buffers on the device for what lies on the host."""
         assert self.host, "there are slices on the host"
         k, v, pooled = (
@@ -112,12 +128,21 @@ class KvRing:
         )
         return k, v, pooled
 
-    def _open(self, new: tuple[Tensor, Tensor, Tensor], slices: int, windows: int) -> None:
+    def _open(self, new: RingBuffers, slices: int, windows: int) -> None:
         kept = min(slices, self.slots - 1)
-        self.buffers = tuple(t.new_empty((*t.shape[:2], self.slots * windows, *t.shape[3:])) for t in new)  # type: ignore[assignment]
+        self.buffers, self.spare = self._fitting(new, windows), None
         for buffer, tensor in zip(self.buffers or (), new):
             buffer[:, :, : kept * windows].copy_(tensor[:, :, (slices - kept) * windows :])
         self.filled, self.next = kept, kept % self.slots
+
+    def _fitting(self, new: RingBuffers, windows: int) -> RingBuffers:
+        shapes = [(*t.shape[:2], self.slots * windows, *t.shape[3:]) for t in new]
+        if self.spare is not None and all(
+            old.shape == shape and old.dtype == t.dtype for old, shape, t in zip(self.spare, shapes, new)
+        ):
+            return self.spare
+        k, v, pooled = (t.new_empty(shape) for t, shape in zip(new, shapes))
+        return k, v, pooled
 
 
 Around = Callable[[int, list[KvRing]], AbstractContextManager[object]]
@@ -147,7 +172,7 @@ class SelfAttention(nn.Module):
         for part, weight, bias in zip(parts, *(tensor.chunk(3) for tensor in self.fused)):
             part.weight, part.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], ring: KvRing, sparsity: Sparsity) -> Tensor:
+    def forward(self, x: Tensor | Rounded, rope: tuple[Tensor, Tensor], ring: KvRing, sparsity: Sparsity) -> Tensor:
         kernels, windows = sparsity.kernels, sparsity.local.shape[0]
         room = ring.room(windows) if kernels.in_place else None
         weights = self.norm_q.weight, self.norm_k.weight
@@ -157,9 +182,10 @@ class SelfAttention(nn.Module):
         out = sparsity.attend(q, keys, values, blocks)
         return self.o(rearrange(out, "b h w t d -> b (w t) (h d)"))
 
-    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _project(self, x: Tensor | Rounded) -> tuple[Tensor, ...]:
         if self.fp8 is not None:
-            return self.fp8.multiply(x, self.fp8.layer, False).chunk(3, dim=-1)
+            return self.fp8(x, False).chunk(3, dim=-1)
+        assert isinstance(x, Tensor)
         if self.fused is None:
             return self.q(x), self.k(x), self.v(x)
         return F.linear(x, *self.fused).chunk(3, dim=-1)
@@ -174,13 +200,15 @@ class CrossAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(spec.dim, spec.dim) for _ in range(4))
         self.norm_q = RmsNorm(spec.dim, spec.eps)
         self.norm_k = RmsNorm(spec.dim, spec.eps)
+        self.fp8: Fp8Projection | None = None
 
     def prompt(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the embedded prompt (1 tokens C): each 1 heads tokens d."""
         return self._heads(self.norm_k(self.k(context))), self._heads(self.v(context))
 
-    def forward(self, x: Tensor, prompt: tuple[Tensor, Tensor], kernels: Kernels) -> Tensor:
-        q = self._heads(kernels.rms_norm(self.q(x), self.norm_q.weight, self.norm_q.eps))
+    def forward(self, x: Tensor | Rounded, prompt: tuple[Tensor, Tensor], kernels: Kernels) -> Tensor:
+        projected = self.q(x) if self.fp8 is None else self.fp8(x, False)
+        q = self._heads(kernels.rms_norm(projected, self.norm_q.weight, self.norm_q.eps))
         k, v = (t.expand(q.shape[0], -1, -1, -1) for t in prompt)
         return self.o(rearrange(F.scaled_dot_product_attention(q, k, v), "b h s d -> b s (h d)"))
 
@@ -200,49 +228,58 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.zeros(1, 6, spec.dim))
         self.fp8: tuple[Fp8Projection, Fp8Projection] | None = None
+        self.rounding: Rounding | None = None
+        self.last = False  # whether the head comes next, which is not in fp8
 
-    def quantise(self, multiply: Fp8Multiply) -> None:
+    def quantise(self, multiply: Fp8Multiply, rounding: Rounding | None, last: bool) -> None:
         """From now on compute q, k, v and the feed-forward layers in fp8; after `SelfAttention.fuse`.
 
-        The layers after both attentions and cross-attention's queries stay: at 1536 x 1536 a pass that quantises their
-        input costs what the faster product saves.
+        The layers after both attentions stay: at 1536 x 1536 a pass that quantises their input costs what the faster
+        product saves. So do cross-attention's queries without `rounding`, by which norms round what they give to fp8
+        layers.
         """
         assert self.self_attn.fused is not None
-        self.self_attn.fp8 = Fp8Projection(Fp8Linear.of(*self.self_attn.fused), multiply)
+        self.rounding, self.last = rounding, last
+        self.self_attn.fp8 = Fp8Projection(Fp8Linear.of(*self.self_attn.fused), multiply, rounding)
         widen, _, narrow = self.ffn
         layers = (Fp8Linear.of(layer.weight, layer.bias) for layer in (widen, narrow))  # type: ignore[arg-type]
-        first, second = (Fp8Projection(layer, multiply) for layer in layers)
+        first, second = (Fp8Projection(layer, multiply, rounding) for layer in layers)
         self.fp8 = first, second
+        query = self.cross_attn.q
+        layer = Fp8Linear.of(query.weight, query.bias)
+        self.cross_attn.fp8 = None if rounding is None else Fp8Projection(layer, multiply, rounding)
 
-    def _feed_forward(self, y: Tensor, kernels: Kernels) -> Tensor:
+    def _feed_forward(self, y: Tensor | Rounded, kernels: Kernels) -> Tensor:
         if self.fp8 is not None:
             first, second = self.fp8
-            return second.multiply(first.multiply(y, first.layer, False), second.layer, True)
+            return second(first(y, False), True)
+        assert isinstance(y, Tensor)
         widen, _, narrow = self.ffn
         return cast(Tensor, narrow(kernels.linear_gelu(y, widen.weight, widen.bias)))  # type: ignore[arg-type]
 
     def forward(
         self,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | Rounded,
         modulation: Tensor,
         following: tuple[Tensor, Tensor],
         prompt: tuple[Tensor, Tensor],
         rope: tuple[Tensor, Tensor],
         ring: KvRing,
         sparsity: Sparsity,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | Rounded]:
         """x: the residual stream, y: x normalised and modulated for this block. Returns both for what follows, whose
         modulation is `following` (shift, scale): every residual sum is made together with the norm after it."""
         kernels = sparsity.kernels
+        add_norm = kernels.add_norm if self.rounding is None else self.rounding.add_norm
         _, _, gate, ffn_shift, ffn_scale, ffn_gate = modulation
-        y = self.self_attn(y, rope, ring, sparsity)
-        x, y = kernels.add_norm(x, y, gate, self.norm3.weight, self.norm3.bias, self.eps, 0.0)
-        y = self.cross_attn(y, prompt, kernels)
-        x, y = kernels.add_norm(x, y, None, ffn_scale, ffn_shift, self.eps, 1.0)
-        y = self._feed_forward(y, kernels)
+        out = self.self_attn(y, rope, ring, sparsity)
+        x, out = add_norm(x, out, gate, self.norm3.weight, self.norm3.bias, self.eps, 0.0)
+        out = self.cross_attn(out, prompt, kernels)
+        x, y = add_norm(x, out, None, ffn_scale, ffn_shift, self.eps, 1.0)
+        out = self._feed_forward(y, kernels)
         shift, scale = following
-        return kernels.add_norm(x, y, ffn_gate, scale, shift, self.eps, 1.0)
+        return (kernels.add_norm if self.last else add_norm)(x, out, ffn_gate, scale, shift, self.eps, 1.0)
 
 
 class Head(nn.Module):
@@ -274,10 +311,10 @@ class Dit(nn.Module):
         for block in cast(list[Block], list(self.blocks)):
             block.self_attn.fuse()
 
-    def quantise(self, multiply: Fp8Multiply) -> None:
+    def quantise(self, multiply: Fp8Multiply, rounding: Rounding | None = None) -> None:
         """See `Block.quantise`: for all blocks."""
-        for block in cast(list[Block], list(self.blocks)):
-            block.quantise(multiply)
+        for number, block in enumerate(cast(list[Block], list(self.blocks))):
+            block.quantise(multiply, rounding, last=number == len(self.blocks) - 1)
 
     def constants(self, context: Tensor) -> DitConstants:
         """Everything that depends only on timestep and prompt (context: 1 tokens text_dim)."""
@@ -297,13 +334,14 @@ class Dit(nn.Module):
         self,
         latents: Tensor,
         lq_tokens: Tensor,
-        first_latent: int,
+        first_latent: int | Tensor,
         rings: list[KvRing],
         constants: DitConstants,
         sparsity: Sparsity,
         around: Around = nothing_around,
     ) -> Tensor:
-        """latents: B C F h w, F even; lq_tokens: B (F h/2 w/2) dim; first_latent: absolute index of latent frame 0.
+        """latents: B C F h w, F even; lq_tokens: B (F h/2 w/2) dim; first_latent: absolute index of latent frame 0, as
+        a number or an integer tensor of no dimensions on the device.
 
         around: entered around each block's work (see `Offloader`).
         """
@@ -317,7 +355,9 @@ class Dit(nn.Module):
         modulations = list(constants.modulation)
         followings = [*((m[0], m[1]) for m in modulations[1:]), tuple(constants.head)]
         shift, scale, *_ = modulations[0]
-        y = sparsity.kernels.norm(x, scale, shift, self.spec.eps, 1.0)
+        rounding = cast(Block, self.blocks[0]).rounding
+        norm = sparsity.kernels.norm if rounding is None else rounding.norm
+        y: Tensor | Rounded = norm(x, scale, shift, self.spec.eps, 1.0)
         each = enumerate(zip(self.blocks, modulations, followings, constants.cross, rings))
         for number, (block, modulation, following, prompt, ring) in each:
             with around(number, rings):
@@ -329,7 +369,9 @@ class Dit(nn.Module):
         )  # fmt: skip
 
 
-def _rope(head_dim: int, grid: dict[str, int], first_latent: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _rope(
+    head_dim: int, grid: dict[str, int], first_latent: int | Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """cos and sin of every token's rotation, in window order, S x head_dim/2, float32."""
     axes = (torch.arange(grid[axis] * window, device=device) for axis, window in zip("fhw", WINDOW))
     frames, rows, columns = torch.meshgrid(*axes, indexing="ij")

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from flashvsr_core.kernels.finish_frames import finish_frames
 from flashvsr_core.kernels.repeat_pixels import repeat_pixels
 from flashvsr_core.registry import TcDecoderSpec
 
 FRAMES_PER_LATENT = 4
 _PATCH = 8  # output pixels of one latent pixel
 _FRAMES_PER_PASS = 2  # time steps of half the output size (4 frames) that go through the last layers at once
+_LAST_CHANNELS = 8  # of the last layer, with zeros
 _LATENTS_PER_PASS = 2  # decoded side by side; bounds memory in a stream's first step, which has 6
 
 Memory = list[Tensor]
@@ -118,6 +120,15 @@ class TcDecoder(nn.Module):
         if not self.detail:
             self.fused = FusedLayers(self.decoder, repeat)
 
+    def fuse_in_place(
+        self,
+        repeat: Callable[[Tensor, int], Tensor] = repeat_pixels,
+        finish: Callable[[Tensor, Tensor], None] = finish_frames,
+    ) -> None:
+        """As `fuse`, and nothing is concatenated: results are written where the next layer reads them."""
+        if not (self.detail or self.residual):
+            self.fused = InPlaceLayers(self.decoder, repeat, finish)
+
     @property
     def reach(self) -> int:
         """How many output pixels away what an output pixel depends on may lie, a multiple of 8."""
@@ -145,8 +156,11 @@ class TcDecoder(nn.Module):
         missing = FRAMES_PER_LATENT * latents.shape[2] - condition.shape[2]
         if missing:
             condition = torch.cat([condition[:, :, :1].expand(-1, -1, missing, -1, -1), condition], dim=2)
-        frames = []
         kept = memory or []
+        if isinstance(self.fused, InPlaceLayers):
+            out, kept = self._decode_in_place(latents, condition, kept, self.fused)
+            return out[:, :, missing:], kept
+        frames = []
         for start in range(0, latents.shape[2], _LATENTS_PER_PASS):
             part = slice(start, start + _LATENTS_PER_PASS)
             pixels = condition[:, :, FRAMES_PER_LATENT * part.start : FRAMES_PER_LATENT * part.stop]
@@ -156,6 +170,25 @@ class TcDecoder(nn.Module):
         if self.residual:
             return condition[:, :, missing:] + self.residual * out, kept
         return out * 2 - 1, kept
+
+    def _decode_in_place(
+        self, latents: Tensor, condition: Tensor, memory: Memory, layers: "InPlaceLayers"
+    ) -> tuple[Tensor, Memory]:
+        """Frames 1 3 4F H W, as `forward` returns them, and the memory."""
+        _, channels, count, height, width = latents.shape
+        given = 3 * FRAMES_PER_LATENT * _PATCH**2 if self.condition else 0
+        x = latents.new_empty(count, height, width, given + channels)
+        x[..., given:].copy_(rearrange(latents[0], "c f h w -> f h w c"))
+        if given:
+            patches = {"t": FRAMES_PER_LATENT, "p": _PATCH, "q": _PATCH}
+            x[..., :given].unflatten(-1, (3, FRAMES_PER_LATENT, _PATCH, _PATCH)).copy_(
+                rearrange(condition[0], "c (f t) (h p) (w q) -> f h w c t p q", **patches)
+            )
+        out = latents.new_empty(1, 3, FRAMES_PER_LATENT * count, _PATCH * height, _PATCH * width)
+        pieces = out[0].split(FRAMES_PER_LATENT * _LATENTS_PER_PASS, dim=1)
+        for part, target in zip(x.split(_LATENTS_PER_PASS), pieces):
+            memory = layers.decode(part.permute(0, 3, 1, 2), memory, target)
+        return out, memory
 
     def _decode(self, latents: Tensor, condition: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         batch = latents.shape[0]
@@ -251,11 +284,71 @@ class FusedLayers:
 
     def _remember(self, block: MemBlock, x: Tensor) -> Tensor:
         """x: t+1 c h w, the first of which is the last time step before."""
+        return self._add_past(block, x[1:], F.conv2d(x[:-1], self.halves[block][1], padding=1))
+
+    def _add_past(self, block: MemBlock, x: Tensor, past: Tensor) -> Tensor:
+        """x: t c h w; past: what the first convolution makes of the time step before each."""
         first, second, third = block.convolutions()
-        own, past = self.halves[block]
-        now = x[1:]
-        y = _convolve_add_relu(now, own, F.conv2d(x[:-1], past, padding=1), first.bias)
-        return _convolve_add_relu(_convolve_relu(y, second.weight, second.bias), third.weight, now, third.bias)
+        y = _convolve_add_relu(x, self.halves[block][0], past, first.bias)
+        return _convolve_add_relu(_convolve_relu(y, second.weight, second.bias), third.weight, x, third.bias)
+
+
+class InPlaceLayers(FusedLayers):
+    """The same numbers with less copying. Memory is what the first convolutions made of the last time step: it is
+    written beside that of the others, one place further on, where the next time step looks for its past.
+
+    The last layer has few output channels; with zeros up to `_LAST_CHANNELS` of them faster kernels can compute it.
+    """
+
+    def __init__(
+        self, layers: nn.Sequential, repeat: Callable[[Tensor, int], Tensor], finish: Callable[[Tensor, Tensor], None]
+    ) -> None:
+        super().__init__(layers, repeat)
+        self.finish = finish
+        last = self.layers[-1]
+        assert isinstance(last, nn.Conv2d)
+        more = _LAST_CHANNELS - last.out_channels
+        weight = F.pad(last.weight, (0, 0, 0, 0, 0, 0, 0, more))
+        self.last = weight.contiguous(memory_format=torch.channels_last), F.pad(last.bias, (0, more))  # type: ignore[arg-type]
+
+    def decode(self, x: Tensor, memory: Memory, out: Tensor) -> Memory:
+        """x: t c h w, consecutive time steps, channels last; out: 3 t' H W, to be written. Returns the memory."""
+        kept: Memory = []
+        for number, layer in enumerate(self.layers[: self.tail]):
+            if isinstance(layer, MemBlock):
+                x, newest = self._step(layer, x, memory[len(kept)] if memory else None)
+                kept.append(newest)
+            else:
+                x = self._apply(number, x)
+        frames = out.shape[1] // x.shape[0]  # of one time step
+        for part, target in zip(x.split(_FRAMES_PER_PASS), out.split(frames * _FRAMES_PER_PASS, dim=1)):
+            for number in range(self.tail, len(self.layers) - 1):
+                part = self._apply(number, part)
+            self.finish(F.conv2d(part, *self.last, padding=1), target)
+        return kept
+
+    def _step(self, block: MemBlock, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One block on t time steps. Returns its output, and the memory for the step after them."""
+        steps, _, height, width = x.shape
+        weight = self.halves[block][1]
+        size = (steps + 1, weight.shape[0], height, width)
+        past = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        _convolve_into(x, weight, past[1:])
+        if previous is None:
+            past[0].zero_()
+        else:
+            past[:1].copy_(previous)
+        return self._add_past(block, x, past[:-1]), past[-1:].clone()
+
+
+def _convolve_into(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    if not x.is_cuda:
+        out.copy_(F.conv2d(x, weight, padding=1))
+        return
+    cudnn = torch.backends.cudnn
+    torch.ops.aten.cudnn_convolution.out(
+        x, weight, (1, 1), (1, 1), (1, 1), 1, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, out=out
+    )
 
 
 def _convolve_relu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

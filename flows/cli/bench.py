@@ -32,7 +32,7 @@ def bench(
     ] = None,
     size: Annotated[str, Parameter(help="HEIGHTxWIDTH of the output.")] = "512x512",
     steps: Annotated[int, Parameter(help="Steps of 8 frames that are measured, after the warm-up.")] = 8,
-    warmup: Annotated[int, Parameter(help="Steps that are not counted.")] = 2,
+    warmup: Annotated[int, Parameter(help="Steps that are not counted.")] = 6,
     fidelity: Annotated[
         bool,
         Parameter(help="Compare with float32 too (slow, needs its memory); profile fast: with exact, 38 dB are asked."),

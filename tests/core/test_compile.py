@@ -12,13 +12,15 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 from tests.core.test_compile import cases
 
 capability, dtype = int(sys.argv[1]), sys.argv[2]
 for name, (module, signature, constants, options) in cases(capability).items():
     kernel = getattr(__import__(f"flashvsr_core.kernels.{module}", fromlist=["x"]), name.split()[0])
     types = {key: kind.replace("half", dtype) for key, kind in signature.items()}
-    source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
+    form = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = form(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert built.asm["cubin"], name
     print(name, len(built.asm["cubin"]), built.metadata.shared)
@@ -67,6 +69,9 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]] 
                 {"TOKENS": 128, "KEYS": 128, "DIM": 128, "PRECISION": "ieee"}, {"num_warps": 8, "num_stages": 2}),
     "_repeat": ("pixels_triton", {"x": "*half", "out": "*half", "height": "i32", "width": "i32"},
                 {"STRIDE": 2, "CHANNELS": 128, "PIXELS": 16}, {}),
+    "_finish": ("pixels_triton",
+                {"x": "*half", "out": "*half", "pixels": "i32", "out_channel": "i32", "out_frame": "i32"},
+                {"STRIDE": 8, "PIXELS": 1024}, {}),
 }  # fmt: skip
 
 
@@ -85,13 +90,32 @@ FROM_8_0 = {  # Triton multiplies int8 from here on; older GPUs are refused anyw
                      {"num_warps": 8, "num_stages": 2}),
 }  # fmt: skip
 FROM_8_9 = {  # fp8
+    "_norm_rounded": ("fp8_linear_triton",
+                      dict.fromkeys(("x", "y", "gate", "total", "scale", "shift"), "*half")
+                      | {"out": "*fp8e4nv", "scales": "*fp32"} | _ROW,
+                      {"ADDED": True, "GATED": True, "OFFSET": 1.0, "LARGEST": 448.0, "WIDTH": 2048}, {}),
+    "_unfold": ("fp8_patches_triton",
+                {"x": "*half", "scale": "*fp32", "out": "*fp8e4nv"}
+                | dict.fromkeys(("frames", "height", "width", "channels", "count", "stride"), "i32"),
+                {"TAPS": 4, "SIDE": 3, "LARGEST": 448.0, "WIDTH": 2048}, {}),
     "_quantise_rows": ("fp8_linear_triton", {"x": "*half", "out": "*fp8e4nv", "scales": "*fp32", "dim": "i32"},
-                       {"GELU": True, "LARGEST": 448.0, "WIDTH": 16384}, {"num_warps": 8}),
+                       {"GELU": True, "LARGEST": 448.0, "WIDTH": 8192, "REST": 1024}, {"num_warps": 8}),
 }  # fmt: skip
 
 
 def cases(capability: int) -> dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]]:
-    return CASES | (FROM_8_0 if capability >= 80 else {}) | (FROM_8_9 if capability >= 89 else {})
+    hopper = _for_hopper() if capability == 90 else {}
+    return CASES | (FROM_8_0 if capability >= 80 else {}) | (FROM_8_9 if capability >= 89 else {}) | hopper
+
+
+def _for_hopper() -> dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]]:
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    layout = repr(NVMMASharedLayout(128, 16, 2))
+    signature = CASES["_attend"][1]
+    tiles = {"q": 64, "k": 128, "v": 128}
+    described = {name: f"tensordesc<half[{rows},128],{layout}>" for name, rows in tiles.items()}
+    return {"_attend hopper": ("hopper_attention", signature | described, {"STAGES": 2}, {"num_warps": 4})}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from flashvsr_core.bench.fidelity import fidelity
 from flashvsr_core.bench.probe import Probe
 from flashvsr_core.config import FAST_DB, UpscaleParams
-from flashvsr_core.kernels.fp8_linear import Fp8Linear, linear_torch, multiply, multiply_torch, quantise_rows_torch
+from flashvsr_core.kernels import token_ops
+from flashvsr_core.kernels.fp8_linear import (
+    ROUNDING,
+    Fp8Linear,
+    linear_torch,
+    multiply,
+    multiply_torch,
+    quantise_rows_torch,
+)
 from flashvsr_core.kernels.int8_attention import attend_int8_torch
 from flashvsr_core.upscaler import Upscaler
 from tests.core import triton_here
@@ -33,6 +41,30 @@ def test_rows_are_rounded_as_in_the_reference(gelu: bool, dim: int) -> None:
     assert relative_error(restored, exact) < (5e-3 if DEVICE.type == "cuda" else 0.08)
     assert relative_error(restored, wide) < (0.04 if DEVICE.type == "cuda" else 0.1)
     assert relative_error(exact, wide) < 0.04  # 3 bits of mantissa: at most 1/16 of each number
+
+
+@pytest.mark.parametrize("dim", [16, 130, 256])
+@pytest.mark.parametrize("gated", [None, True, False])
+def test_norms_round_as_the_reference(gated: bool | None, dim: int) -> None:
+    x, y, gate = (draw(f"round.{n}", (2, 5, dim)).to(DEVICE) for n in "xyg")
+    scale, shift = (draw(f"round.{n}", (dim,)).to(DEVICE) for n in ("scale", "shift"))
+    shift[:] += 3
+    x[0, 2], y[0, 2] = 0, 0
+    ours, norms = triton_here.module("fp8_linear_triton").ROUNDING, (scale, shift, 1e-6, 1.0)
+    if gated is None:
+        found, expected, exact = (f(x, *norms) for f in (ours.norm, ROUNDING.norm, token_ops.norm))
+    else:
+        args = (x, y, gate[0, 0] if gated else None, *norms)
+        (total, found), (sums, expected), (_, exact) = (
+            f(*args) for f in (ours.add_norm, ROUNDING.add_norm, token_ops.add_norm)
+        )
+        assert relative_error(total, sums) < 1e-6
+    assert relative_error(found.scales, expected.scales) < 1e-5
+    restored, reference = (r.values.float() * r.scales[..., None] for r in (found, expected))
+    assert relative_error(restored, reference) < (5e-3 if DEVICE.type == "cuda" else 0.1)
+    assert relative_error(reference, exact) < 0.04
+    layer = Fp8Linear.of(draw("round.w", (48, dim)).to(DEVICE), draw("round.b", (48,)).to(DEVICE))
+    assert relative_error(ROUNDING.linear(expected, layer), linear_torch(exact, layer)) < 0.01
 
 
 def test_a_layer_is_near_its_half_precision() -> None:
@@ -70,6 +102,11 @@ def test_fast_stays_near_exact() -> None:
     params = UpscaleParams(scale=4, color_fix="none", preroll=0, local_range=3, scenes="off")
     exact, fast = (Upscaler.load(weights, params) for _ in range(2))
     fast.net.dit.quantise(linear_torch)
+    joined = Upscaler.load(weights, params)
+    joined.net.dit.quantise(linear_torch, ROUNDING)
     rounded = Probe(fast, None, lambda sparsity: replace(sparsity, attend=attend_int8_torch))
     found = fidelity(rounded, exact, 128, 256)
     assert FAST_DB < found.psnr_db < 90  # and something was rounded; measured 76
+    # Rounded by the norms, cross-attention's queries too.
+    assert all(block.cross_attn.fp8 for block in joined.net.dit.blocks)
+    assert FAST_DB < fidelity(joined, exact, 128, 256).psnr_db < 90

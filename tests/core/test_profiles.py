@@ -7,7 +7,7 @@ import torch
 
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import UserError
-from flashvsr_core.profiles import check_attention, check_device
+from flashvsr_core.profiles import check_attention, check_device, natural_attention
 from flashvsr_core.registry import model_spec
 from flashvsr_core.upscaler import Upscaler, resolve_params
 from tests.core.formula import formula_weights
@@ -29,7 +29,7 @@ def resolved(device: torch.device, **choices: object) -> UpscaleParams:
 @pytest.mark.parametrize(
     ("profile", "capability", "precision", "attention"),
     [("exact", (7, 5), "fp16", "triton"), ("exact", (8, 0), "bf16", "triton"), ("fast", (8, 9), "bf16", "int8"),
-     ("fast", (12, 0), "bf16", "int8")],
+     ("exact", (9, 0), "bf16", "hopper"), ("fast", (9, 0), "bf16", "hopper"), ("fast", (12, 0), "bf16", "int8")],
 )  # fmt: skip
 def test_what_auto_means(
     monkeypatch: pytest.MonkeyPatch, profile: str, capability: tuple[int, int], precision: str, attention: str
@@ -39,6 +39,16 @@ def test_what_auto_means(
     found = resolved(GPU, profile=profile)
     assert (found.precision, found.attention) == (precision, attention)
     assert resolved(GPU, profile=profile, attention="sage").attention == "sage"
+
+
+def test_the_kernel_for_hopper_is_chosen_only_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_gpu(monkeypatch, (9, 0))
+    assert resolved(GPU, precision="fp32").attention == "triton"
+    assert natural_attention("exact", "bf16", 64, GPU) == "triton"
+    check_attention("hopper", GPU)
+    a_gpu(monkeypatch, (12, 0))
+    with pytest.raises(UserError, match=r"'hopper' is written for compute capability 9\.0, cuda:0 has 12\.0"):
+        check_attention("hopper", GPU)
 
 
 @pytest.mark.parametrize("attention", ["triton", "int8", "sage"])

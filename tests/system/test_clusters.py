@@ -15,7 +15,8 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", 72)
+    # Large enough that each of the five segments takes seconds: a worker must be found while it computes one.
+    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", 72, "192x128")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ class Cluster(Command):
             if time.monotonic() > deadline:
                 process.kill()
                 raise AssertionError(f"no worker after 600 s: {process.communicate()[1]}")
-            time.sleep(0.2)
+            time.sleep(0.05)
         assert worker.pid != process.pid
         return process, worker
 
