@@ -208,13 +208,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="made by scripts/prepare_training_data.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and of nano.safetensors")
     parser.add_argument("--minutes", type=float, required=True, help="of this call")
+    parser.add_argument("--deadline", type=float, help="seconds after which this call ends too, loading data included")
     parser.add_argument("--total", type=float, help="minutes planned for all calls; default: this call")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--start", type=Path, help="an exported model whose values this run begins with")
     parser.add_argument("--done", type=float, default=0.0, help="minutes of --total that --start's file has behind it")
     parser.add_argument("--recipe", type=Path, help="JSON that changes the recipe or the spec")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
+    options, began = parser.parse_args(), time.monotonic()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True  # few shapes, seen thousands of times
@@ -232,7 +233,8 @@ def main() -> None:
         trainer.spent = 60 * options.done
     log.info("%.2fM parameters, from iteration %d, %.0f of %.0f s", sum(p.numel() for p in trainer.model.parameters())
              / 1e6, trainer.iteration, trainer.spent, total)  # fmt: skip
-    trainer.run(60 * options.minutes, options.out)
+    left = options.deadline - (time.monotonic() - began) if options.deadline else math.inf
+    trainer.run(min(60 * options.minutes, left), options.out)
 
 
 if __name__ == "__main__":
