@@ -63,6 +63,7 @@ class TcDecoderSpec:
     shuffle: bool = False
     condition: bool = True  # whether the first convolution sees the condition beside the latents
     detail: tuple[int, ...] = ()  # 4: the condition's high frequencies are added at 1/4, 2: at 1/2 (with `shuffle`)
+    gate: bool = False  # features at 1/2 are multiplied by factors in 0..2 that a 1x1 convolution sees in them
     leak: float = 0.0  # slope of the activations below 0
     bare: bool = False  # memory blocks add up without a last activation: nothing on the way of the latents can close
     clamp: float = 3.0  # latents are squashed smoothly to +- this

@@ -15,7 +15,6 @@ FRAMES_PER_LATENT = 4
 _PATCH = 8  # output pixels of one latent pixel
 _FRAMES_PER_PASS = 2  # time steps of half the output size (4 frames) that go through the last layers at once
 _LAST_CHANNELS = 8  # of the last layer, with zeros
-_LATENTS_PER_PASS = 2  # decoded side by side; bounds memory in a stream's first step, which has 6
 
 Memory = list[Tensor]
 
@@ -78,11 +77,13 @@ class TcDecoder(nn.Module):
     """Keys as published: `decoder` is numbered as there, layers without weights included."""
 
     front_memories = 0  # tensors of the memory that belong to `front`
+    latents_per_pass = 2  # decoded side by side; bounds memory in a stream's first step, which has 6
 
     def __init__(self, spec: TcDecoderSpec) -> None:
         super().__init__()
         a, b, c, d = spec.channels
         self.fused: FusedLayers | None = None
+        self.gate: nn.Conv2d | None = None
         self.residual = spec.residual
         self.condition = spec.condition
         first = spec.latent_channels + (3 * FRAMES_PER_LATENT * _PATCH**2 if spec.condition else 0)
@@ -101,8 +102,9 @@ class TcDecoder(nn.Module):
                 ShuffleGrow(c, d, 2, kernel=3),
             )
             at = {4: b, 2: c}
-            # From the frames of one time step at this resolution: 4 of them at 1/4, 2 at 1/2.
-            self.detail = nn.ModuleDict({str(n): nn.Conv2d(3 * n**3, at[n], 3, padding=1) for n in spec.detail})
+            # From the frames of one time step at this resolution (4 of them at 1/4, 2 at 1/2), 2x2 pixels of each.
+            self.detail = nn.ModuleDict({str(n): nn.Conv2d(3 * n * 4, at[n], 3, padding=1) for n in spec.detail})
+            self.gate = nn.Conv2d(c, c, 1) if spec.gate else None
             return
         self.detail = nn.ModuleDict()
         self.decoder = nn.Sequential(
@@ -117,7 +119,7 @@ class TcDecoder(nn.Module):
 
     def fuse(self, repeat: Callable[[Tensor, int], Tensor] = repeat_pixels) -> None:
         """From now on use cuDNN's fused kernels: for half precision on GPUs and one stream at a time."""
-        if not self.detail:
+        if not self.detail and self.gate is None:
             self.fused = FusedLayers(self.decoder, repeat)
 
     def fuse_in_place(
@@ -126,7 +128,7 @@ class TcDecoder(nn.Module):
         finish: Callable[[Tensor, Tensor], None] = finish_frames,
     ) -> None:
         """As `fuse`, and nothing is concatenated: results are written where the next layer reads them."""
-        if not (self.detail or self.residual):
+        if not (self.detail or self.residual or self.gate is not None):
             self.fused = InPlaceLayers(self.decoder, repeat, finish)
 
     @property
@@ -161,8 +163,8 @@ class TcDecoder(nn.Module):
             out, kept = self._decode_in_place(latents, condition, kept, self.fused)
             return out[:, :, missing:], kept
         frames = []
-        for start in range(0, latents.shape[2], _LATENTS_PER_PASS):
-            part = slice(start, start + _LATENTS_PER_PASS)
+        for start in range(0, latents.shape[2], self.latents_per_pass):
+            part = slice(start, start + self.latents_per_pass)
             pixels = condition[:, :, FRAMES_PER_LATENT * part.start : FRAMES_PER_LATENT * part.stop]
             decoded, kept = self._decode(latents[:, :, part], pixels, kept)
             frames.append(decoded)
@@ -185,8 +187,8 @@ class TcDecoder(nn.Module):
                 rearrange(condition[0], "c (f t) (h p) (w q) -> f h w c t p q", **patches)
             )
         out = latents.new_empty(1, 3, FRAMES_PER_LATENT * count, _PATCH * height, _PATCH * width)
-        pieces = out[0].split(FRAMES_PER_LATENT * _LATENTS_PER_PASS, dim=1)
-        for part, target in zip(x.split(_LATENTS_PER_PASS), pieces):
+        pieces = out[0].split(FRAMES_PER_LATENT * self.latents_per_pass, dim=1)
+        for part, target in zip(x.split(self.latents_per_pass), pieces):
             memory = layers.decode(part.permute(0, 3, 1, 2), memory, target)
         return out, memory
 
@@ -219,6 +221,8 @@ class TcDecoder(nn.Module):
                 kept.append(newest)
                 x = layer(x, past)
             else:
+                if self.gate is not None and scale == 2 and isinstance(layer, ShuffleGrow):
+                    x = x * (2 * torch.sigmoid(self.gate(x)))  # where the input is sharp already, little is added
                 x = layer(x)
                 if isinstance(layer, ShuffleGrow):
                     scale //= 2
@@ -227,11 +231,15 @@ class TcDecoder(nn.Module):
         return rearrange(x, "(b t) c h w -> b c t h w", b=batch), kept
 
     def details(self, condition: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
-        """What the condition (B 3 T H W) adds by resolution: its high frequencies, convolved; (b t/n) C H/n W/n."""
+        """What the condition (B 3 T H W) adds by resolution: its high frequencies, convolved; (b t/n) C H/n W/n.
+
+        At 1/4 half the size shows all that matters there: the finest of it is added at 1/2.
+        """
         high = high_frequencies(rearrange(condition, "b c t h w -> (b t) c h w")).to(dtype)
         return {
-            int(n): conv(rearrange(high, "(b t) c (h p) (w q) -> b (t c p q) h w", t=int(n), p=int(n), q=int(n)))
+            int(n): conv(rearrange(reduced, "(b t) c (h p) (w q) -> b (t c p q) h w", t=int(n), p=2, q=2))
             for n, conv in self.detail.items()
+            for reduced in [F.avg_pool2d(high, int(n) // 2) if int(n) > 2 else high]
         }
 
 

@@ -15,7 +15,7 @@ from flashvsr_core.training.camera import draw_path, occlude, pyramid, render
 from flashvsr_core.training.degrade import plain, random_degradation, random_steps, reduce
 
 SCALE = 4
-_SCALES, _SCALE_SHARES = (4, 3, 2), (0.6, 0.2, 0.2)
+_SCALES, _SCALE_SHARES = (4, 3, 2), (0.66, 0.17, 0.17)
 CODED_SIZE = 256  # output pixels of the clips in `coded/`
 _OCCLUDER_SHARE, _CUT_SHARE, _CODED_SHARE, _HALF_SHARE = 0.25, 0.05, 0.2, 0.7
 _WORN_SHARE = 0.4  # of H.264's clips that are damaged further

@@ -1,20 +1,23 @@
 """Measure `nano` against bicubic enlargement: python -m flashvsr_core.training.evaluate CLIP.npy ...
 
 A clip is a uint8 array T H W 3, the truth; it is reduced (and damaged) here. Figures are luma dB and levels of 255.
+`--card /tmp/cache/eval` measures all that the model card shows, `--quick` the middle of its clips only.
 """
 
 import argparse
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flashvsr_core.config import UpscaleParams
+from flashvsr_core.config import ColorFix, UpscaleParams
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.pixels import enlarge
 from flashvsr_core.stream import Network
@@ -24,6 +27,8 @@ from flashvsr_core.upscaler import Upscaler
 from flashvsr_core.weights import Weights, embedded_weights
 
 log = logging.getLogger(__name__)
+
+Scale = Literal[2, 3, 4]
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,59 @@ def row(f: Figures) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Job:
+    """One row to measure. `crop`: only the middle of the picture, at most so many pixels square."""
+
+    clip: Path
+    degradation: str
+    ablate: bool = False
+    scale: Scale = 4
+    color_fix: ColorFix = "auto"
+    frames: int = 69
+    crop: int | None = None
+
+
+CARD_CLIPS = ("water", "street", "animation", "seeding", "Kite", "Garden", "friends", "Path", "forest")
+CARD_SCALED = ("water", "street", "Kite")
+_SMALL_FRAMES, _SMALL_CROP = 33, 384
+
+
+def card(folder: Path, quick: bool = False) -> Iterator[Job]:
+    """All rows of the model card; `quick`: small parts of the clips, plain only at other scales, colour left out."""
+    small = Job(folder, "plain", frames=_SMALL_FRAMES, crop=_SMALL_CROP)
+    whole = small if quick else Job(folder, "plain")
+    for name in CARD_CLIPS:
+        yield replace(whole, clip=folder / f"{name}.npy")
+        yield replace(whole, clip=folder / f"{name}.npy", degradation="mild", ablate=True)
+    scales: tuple[Scale, ...] = (2, 3)
+    for scale in scales:
+        for name in CARD_SCALED:
+            for degradation in DEGRADATIONS if not quick else ("plain",):
+                yield replace(small, clip=folder / f"{name}.npy", scale=scale, degradation=degradation)
+    colours: tuple[ColorFix, ...] = () if quick else ("none", "adain", "wavelet")
+    for color_fix in colours:
+        for degradation in DEGRADATIONS:
+            yield replace(small, clip=folder / "street.npy", color_fix=color_fix, degradation=degradation)
+
+
+def chosen(options: argparse.Namespace) -> list[Job]:
+    """The rows that the command line asks for."""
+    if options.card:
+        return list(card(options.card, options.quick))
+    job = Job(Path(), "", scale=options.scale, color_fix=options.color_fix, frames=options.frames, crop=options.crop)
+    return [
+        replace(job, clip=clip, degradation=degradation, ablate=options.ablate and degradation != "plain")
+        for clip in options.clips
+        for degradation in options.degradations
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clips", nargs="+", type=Path)
+    parser.add_argument("clips", nargs="*", type=Path)
+    parser.add_argument("--card", type=Path, help="instead of clips: the folder of the card's clips; measure all of it")
+    parser.add_argument("--quick", action="store_true", help="with --card: small parts of its clips")
     parser.add_argument("--weights", type=Path, help="a file made by training; default: the embedded model")
     parser.add_argument("--frames", type=int, default=69)
     parser.add_argument("--crop", type=int, help="only the middle of the picture, at most so many pixels square")
@@ -135,26 +190,26 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if bool(options.clips) == bool(options.card):
+        parser.error("give clips or --card, one of them")
     weights = read_weights(options.weights) if options.weights else embedded_weights()
-    params = UpscaleParams(
-        model="nano",
-        scale=options.scale,
-        color_fix=options.color_fix,
-        precision=options.precision,
-        scenes="off",
-        preroll=0,
-    )
-    upscaler = Upscaler.load(weights, params, options.device)
-    # Figures are of whole clips in float32; on a GPU, TF32 is off (Upscaler.load).
+
+    @cache
+    def upscaler(scale: Scale, color_fix: ColorFix) -> Upscaler:
+        # Figures are of whole clips in float32; on a GPU, TF32 is off (Upscaler.load).
+        params = replace(common, scale=scale, color_fix=color_fix)
+        return Upscaler.load(weights, params, options.device)
+
+    common = UpscaleParams(model="nano", precision=options.precision, scenes="off", preroll=0)
     log.info("%s\n%s", HEADER, "| --- " * 11 + "|")
     figures = []
-    for path in options.clips:
-        truth = crop(np.load(path, mmap_mode="r")[: options.frames], options.crop)
-        for degradation in options.degradations:
-            figures.append(measure(upscaler, path.stem, truth, degradation, options.ablate and degradation != "plain"))
-            log.info(row(figures[-1]))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(f) for f in figures], indent=1))
+    for job in chosen(options):
+        truth = crop(np.load(job.clip, mmap_mode="r")[: job.frames], job.crop)
+        model = upscaler(job.scale, job.color_fix)
+        figures.append(measure(model, job.clip.stem, truth, job.degradation, job.ablate))
+        log.info(row(figures[-1]))
+        if options.json:  # after each row: a call may end before the last
+            options.json.write_text(json.dumps([asdict(f) for f in figures], indent=1))
 
 
 def crop(clip: np.ndarray, side: int | None) -> np.ndarray:

@@ -113,6 +113,9 @@ def draw_linear(decoder: TcDecoder, meaning: Tensor) -> None:
     for layer in decoder.detail.values():
         cast(nn.Conv2d, layer).weight.mul_(_SPREAD)
         nn.init.zeros_(cast(nn.Conv2d, layer).bias)  # type: ignore[arg-type]
+    if decoder.gate is not None:
+        nn.init.zeros_(decoder.gate.weight)
+        nn.init.zeros_(decoder.gate.bias)  # type: ignore[arg-type]
     for layer in decoder.decoder:
         if isinstance(layer, MemBlock):
             for conv in (x for x in layer.conv if isinstance(x, nn.Conv2d)):

@@ -27,6 +27,7 @@ class Recipe:
     average: float = 0.999
     alone: float = 0.25  # share of the time in which the detail injection is withheld: latents carry all ...
     mixed: float = 0.6  # ... then from a falling share of the clips, until this share of the time
+    withheld: float = 0.0  # share of the clips from which it is withheld longer, until 80 % of the time; 0 at 95 %
     temporal: float = 0.4
     floor: float = 4e-5  # of the mean squared errors whose logarithm is the loss; about 50 dB
     sparse_share: tuple[float, float] = (0.35, 1.0)  # of blocks selected, drawn per iteration

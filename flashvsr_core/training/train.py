@@ -1,7 +1,7 @@
 """Train `nano`: python -m flashvsr_core.training.train --cache /tmp/cache --out /tmp/nano --minutes 9
 
 A run may be cut into calls: `--minutes` bounds this call, `--total` plans the whole, `--resume` goes on from `--out`.
-`--start FILE` begins a new run with the values of an exported model.
+`--start FILE` begins a new run with the values of an exported model; with `--resume` only where `--out` is empty.
 """
 
 import argparse
@@ -31,13 +31,18 @@ _LUMA = (0.299, 0.587, 0.114)
 # the layer that makes latents would hardly move.
 _SCALES = {"tcdecoder.decoder.1.weight": 1 / LATENT_STD, "dit.head.head.weight": 4.0}
 _SAVE_EVERY = 60  # seconds
-_REWARM = 40  # iterations of rising rate after a resume: checkpoints carry no moments
+_REWARM = 40  # iterations of rising rate after a resume from a checkpoint without moments
+_RELEASED = (0.8, 0.95)  # shares of the time between which the detail stops being withheld from any clip
+_ADDED = ("tcdecoder.detail.", "tcdecoder.gate.")  # layers that `start` can add: zeros there change nothing at first
 
 
 class Trainer:
     """One run: model, its running average, optimiser and how far it has come."""
 
-    def __init__(self, recipe: Recipe, spec: ModelSpec, bank: Bank, device: torch.device, total: float) -> None:
+    def __init__(
+        self, recipe: Recipe, spec: ModelSpec, bank: Bank, device: torch.device, total: float, fit: bool = True
+    ) -> None:
+        """`fit`: begin as a linear filter fitted to clips of the bank; without it `resume` or `start` must follow."""
         self.recipe, self.spec, self.bank, self.device = recipe, spec, bank, device
         self.total = total  # seconds planned for the whole run
         self.iteration, self.spent = 0, 0.0
@@ -46,7 +51,8 @@ class Trainer:
         self.mix = Mix(recipe.film)
         self._seed()
         self.model = Model(spec).to(device)
-        initialise(self.model, *bank.draw_plain(self.draws, recipe.first, 25, min(recipe.sizes)))
+        if fit:
+            initialise(self.model, *bank.draw_plain(self.draws, recipe.first, 25, min(recipe.sizes)))
         self.feeder = Feeder(self._draw, device)
         self.model.tcdecoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
@@ -105,7 +111,8 @@ class Trainer:
     def _withheld(self) -> float:
         """Share of clips whose detail injection is withheld now, so that the decoder learns to need the latents."""
         alone, mixed = self.recipe.alone, self.recipe.mixed
-        return float(np.interp(self.progress, (alone, mixed), (1.0, 0.0))) if mixed else 0.0
+        early = np.interp(self.progress, (alone, mixed), (1.0, 0.0)) if mixed else 0.0
+        return float(max(early, np.interp(self.progress, _RELEASED, (self.recipe.withheld, 0.0))))
 
     def _rate(self) -> float:
         rising = min(1.0, (self.iteration + 1) / self.recipe.warmup, (self.iteration - self.rewarm + 1) / _REWARM)
@@ -142,8 +149,14 @@ class Trainer:
         self.save(out)
 
     def save(self, folder: Path) -> None:
-        """Checkpoint in half precision, small enough to travel: weights, average, progress; and the exported model."""
+        """Checkpoint in half precision, small enough to travel: weights, average, progress; and the exported model.
+
+        Beside it state.pt, in full precision and with the optimiser's moments, for a call on the same machine.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        parts = {"model": self.model.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict()}
+        torch.save(parts | {"iteration": self.iteration, "spent": self.spent}, folder / "state.tmp")
+        (folder / "state.tmp").replace(folder / "state.pt")
         for name, state in (("weights", self.model.state_dict()), ("average", self.average)):
             save_file(
                 {k: v.detach().half().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors"
@@ -157,20 +170,36 @@ class Trainer:
         save_export(folder / "nano.safetensors", self.average, self.spec, about)
 
     def resume(self, folder: Path) -> None:
-        self.model.load_state_dict(load_file(folder / "weights.safetensors"))
-        average = load_file(folder / "average.safetensors")
+        """Go on from what `save` left: from state.pt if it is there, else from the checkpoint that travels."""
+        state = folder / "state.pt"
+        if state.exists():
+            progress = torch.load(state, map_location=self.device, weights_only=True)
+            weights, average = progress["model"], progress["average"]
+            self.optimizer.load_state_dict(progress["optimizer"])
+        else:
+            progress = json.loads((folder / "progress.json").read_text())
+            weights, average = (load_file(folder / f"{name}.safetensors") for name in ("weights", "average"))
+            self.rewarm = progress["iteration"]
+        self.model.load_state_dict(weights)
         self.average = {key: average[key].to(self.device, value.dtype) for key, value in self.average.items()}
-        progress = json.loads((folder / "progress.json").read_text())
         self.iteration, self.spent = progress["iteration"], progress["spent"]
-        self.rewarm = self.iteration
         self._seed()
 
     def start(self, file: Path) -> None:
-        """Begin with the values of an exported model; ValueError where its spec is not that of this run."""
+        """Begin with the values of an exported model. Its decoder may lack detail injection and gate, which begin as
+        zeros and change nothing; ValueError where its spec differs otherwise, or it lacks or has other tensors.
+        """
         found = spec_of(file)
-        if found != self.spec:
+        wanted = self.spec.tcdecoder
+        grown = replace(found, tcdecoder=replace(found.tcdecoder, detail=wanted.detail, gate=wanted.gate))
+        if grown != self.spec:
             raise ValueError(f"{file} has the spec {found}, this run {self.spec}; give --recipe with the file's spec")
-        self.model.load_state_dict(load_file(file))
+        state, given = self.model.state_dict(), load_file(file)
+        added = {key: torch.zeros_like(value) for key, value in state.items() if key.startswith(_ADDED)}
+        odd = sorted((state.keys() - added.keys() - given.keys()) | (given.keys() - state.keys()))
+        if odd:
+            raise ValueError(f"{file} and this run do not both have {', '.join(odd)}; give --recipe with its spec")
+        self.model.load_state_dict(added | given)
         self.average = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
 
 
@@ -179,25 +208,33 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="made by scripts/prepare_training_data.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and of nano.safetensors")
     parser.add_argument("--minutes", type=float, required=True, help="of this call")
+    parser.add_argument("--deadline", type=float, help="seconds after which this call ends too, loading data included")
     parser.add_argument("--total", type=float, help="minutes planned for all calls; default: this call")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--start", type=Path, help="an exported model whose values this run begins with")
+    parser.add_argument("--done", type=float, default=0.0, help="minutes of --total that --start's file has behind it")
     parser.add_argument("--recipe", type=Path, help="JSON that changes the recipe or the spec")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
+    options, began = parser.parse_args(), time.monotonic()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True  # few shapes, seen thousands of times
     device = torch.device(options.device)
     recipe, spec = load_recipe(options.recipe)
     if options.start:  # its decoder has learned to need the latents
         recipe = replace(recipe, alone=0.0, mixed=0.0)
-    trainer = Trainer(recipe, spec, Bank(options.cache, device), device, 60 * (options.total or options.minutes))
-    if options.resume:
+    resumes = options.resume and not (options.start and not (options.out / "progress.json").exists())
+    bank, total = Bank(options.cache, device), 60 * (options.total or options.minutes)
+    trainer = Trainer(recipe, spec, bank, device, total, fit=not (resumes or options.start))
+    if resumes:
         trainer.resume(options.out)
     elif options.start:
         trainer.start(options.start)
-    log.info("%.2fM parameters", sum(p.numel() for p in trainer.model.parameters()) / 1e6)
-    trainer.run(60 * options.minutes, options.out)
+        trainer.spent = 60 * options.done
+    log.info("%.2fM parameters, from iteration %d, %.0f of %.0f s", sum(p.numel() for p in trainer.model.parameters())
+             / 1e6, trainer.iteration, trainer.spent, total)  # fmt: skip
+    left = options.deadline - (time.monotonic() - began) if options.deadline else math.inf
+    trainer.run(min(60 * options.minutes, left), options.out)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class DroppingDecoder(TcDecoder):
     """TCDecoder whose detail injection can be withheld per clip, so that the latents have to carry the picture."""
 
     keep: Tensor | None = None  # B, 0 or 1
+    latents_per_pass = 6  # gradients keep everything anyway; fewer, larger launches
 
     def details(self, condition: Tensor, dtype: torch.dtype) -> dict[int, Tensor]:
         details = super().details(condition, dtype)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
+from safetensors.torch import load_file
 
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.kernels.block_attention import attend_torch
@@ -20,7 +21,8 @@ from flashvsr_core.registry import DitSpec, LqSpec, ModelSpec, TcDecoderSpec
 from flashvsr_core.training.camera import draw_path, pyramid, render
 from flashvsr_core.training.data import Bank, Mix
 from flashvsr_core.training.degrade import DEGRADATIONS, random_degradation
-from flashvsr_core.training.evaluate import bicubic, read_weights, upscale
+from flashvsr_core.training.evaluate import CARD_CLIPS, bicubic, card, read_weights, upscale
+from flashvsr_core.training.export import save_export
 from flashvsr_core.training.initial import LATENT_STD, draw_linear
 from flashvsr_core.training.jpeg import jpeg
 from flashvsr_core.training.metrics import psnr, ssim
@@ -35,7 +37,17 @@ SPEC = ModelSpec(
     DitSpec(dim=256, ffn_dim=32, num_heads=2, num_layers=1, freq_dim=16, text_dim=16, in_dim=8, out_dim=8),
     LqSpec("causal", (8, 12)),
     TcDecoderSpec(
-        (8, 8, 8, 3), 8, 0.1, (1, 1, 1), shuffle=True, condition=False, detail=(4, 2), leak=0.2, bare=True, clamp=250.0
+        (8, 8, 8, 3),
+        8,
+        0.1,
+        (1, 1, 1),
+        shuffle=True,
+        condition=False,
+        detail=(4, 2),
+        gate=True,
+        leak=0.2,
+        bare=True,
+        clamp=250.0,
     ),
     prompt_tokens=2,
 )
@@ -63,19 +75,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_makes_checkpoints_that_resume_and_a_model_that_upscales(cache: Path, tmp_path: Path) -> None:
-    bank = Bank(cache, CPU)
-    trainer = Trainer(RECIPE, SPEC, bank, CPU, total=1000)
+    bank, recipe = Bank(cache, CPU), replace(RECIPE, warmup=1)
+    trainer = Trainer(recipe, SPEC, bank, CPU, total=1000)
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     trainer.iterate()
     frozen = [key for key, value in trainer.model.state_dict().items() if torch.equal(value, before[key])]
     assert frozen == []  # every parameter learns, the prompt and both LQ convolutions included
     trainer.spent = 12.5
     trainer.save(tmp_path)
-    again = Trainer(RECIPE, SPEC, bank, CPU, total=1000)
+    same = Trainer(recipe, SPEC, bank, CPU, total=1000, fit=False)
+    same.resume(tmp_path)  # on the machine of the call before: as if nothing had happened
+    (tmp_path / "state.pt").unlink()
+    again = Trainer(recipe, SPEC, bank, CPU, total=1000, fit=False)
     again.resume(tmp_path)
-    assert (again.iteration, again.spent) == (1, 12.5)
+    assert (same.iteration, same.spent) == (again.iteration, again.spent) == (1, 12.5)
     for key, value in trainer.model.state_dict().items():
+        assert torch.equal(same.model.state_dict()[key], value), key
+        assert torch.equal(same.average[key], trainer.average[key]), key
         assert torch.allclose(again.model.state_dict()[key], value, atol=2e-2, rtol=2e-3), key  # half precision
+    moments = [t.optimizer.state_dict()["state"] for t in (trainer, same)]
+    assert all(torch.equal(moments[0][i]["exp_avg"], moments[1][i]["exp_avg"]) for i in moments[0])
+    assert same._rate() == trainer._rate() > again._rate()  # no moments: the rate rises again
     again.iterate()
     upscaler = Upscaler.load(read_weights(tmp_path / "nano.safetensors"), UpscaleParams(preroll=0, color_fix="none"))
     out = upscale(upscaler, np.full((3, 16, 20, 3), 100, np.uint8))
@@ -97,6 +117,72 @@ def test_a_run_may_start_from_an_exported_model(cache: Path, tmp_path: Path) -> 
     other = Trainer(RECIPE, replace(SPEC, prompt_tokens=3), bank, CPU, total=1000)
     with pytest.raises(ValueError, match="prompt_tokens=2"):
         other.start(tmp_path / "nano.safetensors")
+
+
+def test_a_start_may_add_detail_and_a_gate_that_change_nothing_at_first(cache: Path, tmp_path: Path) -> None:
+    bank, file = Bank(cache, CPU), tmp_path / "nano.safetensors"
+    before = replace(SPEC, tcdecoder=replace(SPEC.tcdecoder, detail=(2,), gate=False))
+    old = Trainer(RECIPE, before, bank, CPU, total=1000)
+    save_export(file, old.model.state_dict(), before, {})
+    old.start(file)  # the same half-precision values
+    new = Trainer(replace(RECIPE, withheld=0.5), SPEC, bank, CPU, total=1000, fit=False)
+    new.start(file)
+    condition, _ = old._draw()
+    outputs = []
+    for trainer in (old, new):
+        torch.manual_seed(0)
+        outputs.append(unroll(trainer.model, condition, Window(3, 11, 1.0)))
+    assert torch.allclose(*outputs, atol=1e-6)
+    new.iterate()
+    added = [key for key in new.model.state_dict() if key.startswith(("tcdecoder.detail.4", "tcdecoder.gate"))]
+    assert len(added) == 4
+    rates = []
+    for spent in (0, 800, 875, 950):
+        new.spent = spent
+        rates.append(new._withheld())
+    assert rates == pytest.approx([0.5, 0.5, 0.25, 0])
+    for key, odd in {"tcdecoder.detail.8.bias": {"tcdecoder.detail.8.bias": torch.zeros(3)}, "prompt": None}.items():
+        tensors = load_file(file)
+        tensors = tensors | odd if odd else {name: value for name, value in tensors.items() if name != key}
+        save_export(tmp_path / "odd.safetensors", tensors, before, {})
+        with pytest.raises(ValueError, match=key):
+            new.start(tmp_path / "odd.safetensors")
+
+
+def test_latents_decoded_side_by_side_change_nothing() -> None:
+    torch.manual_seed(0)
+    decoder = TcDecoder(SPEC.tcdecoder)
+    latents, condition = torch.randn(2, 8, 6, 4, 4), torch.rand(2, 3, 21, 32, 32)
+    outputs = []
+    with torch.no_grad():
+        for decoder.latents_per_pass in (2, 6):
+            first, memory = decoder(latents, condition, None)
+            second, _ = decoder(latents[:, :, :2], condition[:, :, :8], memory)
+            outputs.append(torch.cat([first, second], dim=2))
+    assert torch.allclose(*outputs, atol=1e-5)
+
+
+def test_the_gate_multiplies_what_is_added_to_the_condition() -> None:
+    torch.manual_seed(0)
+    decoder = TcDecoder(replace(SPEC.tcdecoder, detail=()))
+    latents, condition = torch.randn(1, 8, 2, 4, 4), torch.zeros(1, 3, 8, 32, 32)
+    added = []
+    with torch.no_grad():
+        decoder.decoder[-1].conv.bias.zero_()  # type: ignore[union-attr, operator]
+        decoder.gate.weight.zero_()  # type: ignore[union-attr]
+        for bias in (-100.0, 0.0, 100.0):
+            decoder.gate.bias.fill_(bias)  # type: ignore[union-attr]
+            added.append(decoder(latents, condition, None)[0])
+    assert not added[0].any()
+    assert torch.allclose(2 * added[1], added[2])
+    assert added[1].any()
+
+
+def test_the_card_has_a_row_for_each_clip_input_scale_and_colour() -> None:
+    rows = list(card(Path("eval")))
+    assert len(set(rows)) == len(rows) == 9 * 2 + 2 * 3 * 2 + 3 * 2
+    assert {r.clip.stem for r in rows if r.ablate} == set(CARD_CLIPS)
+    assert all(r.crop for r in card(Path("eval"), quick=True))
 
 
 def test_the_way_of_the_latents_is_open(cache: Path) -> None:
