@@ -115,7 +115,10 @@ class Upscaler:
         if device.type == "cuda" and resolved.precision != "fp32":
             if isinstance(net.decode, TcDecoder):
                 fused = kernels(resolved.attention)
-                net.decode.fuse_in_place(fused.repeat_pixels, fused.finish_frames)
+                if resolved.profile == "fast":
+                    net.decode.fuse_phases(fused.interleave, fused.finish_frames)
+                else:
+                    net.decode.fuse_in_place(fused.repeat_pixels, fused.finish_frames)
             found.recorder = lambda: CudaGraphs(device)
         return found
 

@@ -10,6 +10,7 @@ from flashvsr_core.kernels import token_ops
 from flashvsr_core.kernels.block_attention import BACKENDS, Blocks
 from flashvsr_core.kernels.block_mask import select_blocks
 from flashvsr_core.kernels.finish_frames import finish_frames
+from flashvsr_core.kernels.interleave import interleave
 from flashvsr_core.kernels.repeat_pixels import repeat_pixels
 from flashvsr_core.kernels.token_ops import Windows
 
@@ -18,7 +19,7 @@ from flashvsr_core.kernels.token_ops import Windows
 class Kernels:
     """Everything in a DiT block but linear layers and attention, and the decoder's enlargement and end.
 
-    Arguments: see the functions of these names in `token_ops`, `block_mask`, `repeat_pixels` and
+    Arguments: see the functions of these names in `token_ops`, `block_mask`, `repeat_pixels`, `interleave` and
     `finish_frames`.
     """
 
@@ -30,6 +31,7 @@ class Kernels:
     linear_gelu: Callable[[Tensor, Tensor, Tensor], Tensor]
     select: Callable[[Tensor, Tensor, Tensor, int], Blocks]
     repeat_pixels: Callable[[Tensor, int], Tensor]
+    interleave: Callable[[Tensor, int], Tensor]
     finish_frames: Callable[[Tensor, Tensor], None]
     in_place: bool  # whether keys and values are written straight into the ring
 
@@ -43,6 +45,7 @@ REFERENCE = Kernels(
     token_ops.linear_gelu,
     select_blocks,
     repeat_pixels,
+    interleave,
     finish_frames,
     in_place=False,
 )
@@ -58,6 +61,7 @@ def kernels(name: str) -> Kernels:
     from flashvsr_core.kernels import token_ops_triton as fused
     from flashvsr_core.kernels.block_mask_triton import select_blocks as select
     from flashvsr_core.kernels.pixels_triton import finish_frames as finish
+    from flashvsr_core.kernels.pixels_triton import interleave as interleave_phases
     from flashvsr_core.kernels.pixels_triton import repeat_pixels as repeat
 
     return Kernels(
@@ -69,6 +73,7 @@ def kernels(name: str) -> Kernels:
         fused.linear_gelu,
         select,
         repeat,
+        interleave_phases,
         finish,
         in_place=True,
     )

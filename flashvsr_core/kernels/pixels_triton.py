@@ -1,4 +1,4 @@
-"""`repeat_pixels` and `finish_frames` in Triton: every input is read once, and written by whole lines."""
+"""`repeat_pixels`, `interleave` and `finish_frames` in Triton: every input is read once, and written by whole lines."""
 
 import torch
 import triton
@@ -30,6 +30,22 @@ def _repeat(x, out, height, width, STRIDE: tl.constexpr, CHANNELS: tl.constexpr,
 
 
 @triton.jit
+def _interleave(x, out, height, width, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr):
+    """height, width: of the result. One row of it, in parts."""
+    columns = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    row, frame = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    step, part = frame // STRIDE, frame % STRIDE
+    channels = tl.arange(0, CHANNELS)
+    inside = (columns < width)[:, None]
+    p, q = row % 2, columns % 2
+    place = (step * (height // 2 + 1) + (row // 2 + p)) * (width // 2 + 1) + (columns // 2 + q)
+    phase = (part * 4 + p * 2 + q) * CHANNELS
+    value = tl.load(x + (place * (STRIDE * 4 * CHANNELS) + phase)[:, None] + channels[None, :], mask=inside)
+    write = ((frame * height + row) * width + columns)[:, None] * CHANNELS + channels[None, :]
+    tl.store(out + write, value, mask=inside)
+
+
+@triton.jit
 def _finish(x, out, pixels, out_channel, out_frame, STRIDE: tl.constexpr, PIXELS: tl.constexpr):
     """STRIDE: channels of a pixel of x, of which the first 3 are kept."""
     at = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
@@ -52,6 +68,22 @@ def repeat_pixels(x: Tensor, stride: int) -> Tensor:
     out = x.new_empty(steps * stride, 2 * height, 2 * width, channels)
     with on(x):
         _repeat[(triton.cdiv(width, _PIXELS), height, steps * stride)](
+            x, out, height, width, STRIDE=stride, CHANNELS=channels, PIXELS=_PIXELS
+        )
+    return out.permute(0, 3, 1, 2)
+
+
+def interleave(x: Tensor, stride: int) -> Tensor:
+    """See `interleave.interleave`. x channels last; channels of a frame: a power of 2."""
+    steps, channels, height, width = x.shape
+    channels //= 4 * stride
+    if channels & (channels - 1):
+        raise UserError(f"no kernel interleaves pixels of {channels} channels; they must be a power of 2")
+    x = x.contiguous(memory_format=torch.channels_last)
+    height, width = 2 * height - 2, 2 * width - 2
+    out = x.new_empty(steps * stride, height, width, channels)
+    with on(x):
+        _interleave[(triton.cdiv(width, _PIXELS), height, steps * stride)](
             x, out, height, width, STRIDE=stride, CHANNELS=channels, PIXELS=_PIXELS
         )
     return out.permute(0, 3, 1, 2)

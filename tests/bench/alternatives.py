@@ -47,6 +47,13 @@ def joined(upscaler: Upscaler) -> None:
     upscaler.net.decode.fuse(kernels(upscaler.params.attention).repeat_pixels)
 
 
+def repeated(upscaler: Upscaler) -> None:
+    """Enlarged pixels are stored before the decoder's convolutions."""
+    assert isinstance(upscaler.net.decode, TcDecoder)
+    fused = kernels(upscaler.params.attention)
+    upscaler.net.decode.fuse_in_place(fused.repeat_pixels, fused.finish_frames)
+
+
 def norms_bf16(upscaler: Upscaler) -> None:
     """Norms give bf16, which a pass of its own rounds to fp8."""
     from flashvsr_core.kernels.fp8_linear_triton import linear
@@ -84,6 +91,7 @@ ALTERNATIVES = (
     Alternative("exact", attention="int8"),
     Alternative("fast"),
     Alternative("fast", (launched,)),
+    Alternative("fast", (repeated,)),
     Alternative("fast", (norms_bf16,)),
     Alternative("fast", (lq_bf16,)),
     Alternative("fast", attention="int8"),

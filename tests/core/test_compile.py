@@ -69,6 +69,8 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]] 
                 {"TOKENS": 128, "KEYS": 128, "DIM": 128, "PRECISION": "ieee"}, {"num_warps": 8, "num_stages": 2}),
     "_repeat": ("pixels_triton", {"x": "*half", "out": "*half", "height": "i32", "width": "i32"},
                 {"STRIDE": 2, "CHANNELS": 128, "PIXELS": 16}, {}),
+    "_interleave": ("pixels_triton", {"x": "*half", "out": "*half", "height": "i32", "width": "i32"},
+                    {"STRIDE": 2, "CHANNELS": 128, "PIXELS": 16}, {}),
     "_finish": ("pixels_triton",
                 {"x": "*half", "out": "*half", "pixels": "i32", "out_channel": "i32", "out_frame": "i32"},
                 {"STRIDE": 8, "PIXELS": 1024}, {}),

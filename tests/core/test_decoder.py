@@ -53,6 +53,15 @@ def test_fused_forms_give_the_same_frames(calls: list[int], condition: bool) -> 
     assert relative_error(found, expected) < 1e-6  # of one time step and of two, a convolution may be summed otherwise
 
 
+@pytest.mark.parametrize("calls", [STREAM, [1], [2, 2, 1, 3]])
+@torch.inference_mode()
+def test_phases_give_the_same_frames(calls: list[int]) -> None:
+    plain, phases = decoder(), decoder()
+    phases.fuse_phases()
+    expected = decoded(plain, calls)
+    assert relative_error(decoded(phases, calls), expected) < 1e-5
+
+
 @torch.inference_mode()
 def test_memory_in_place_can_be_cut() -> None:
     """A stream that goes on with a part of the picture, where memory ran out, and as much around it as is looked at."""
@@ -73,6 +82,7 @@ def test_memory_in_place_can_be_cut() -> None:
 def test_a_decoder_that_adds_to_its_condition_stays_as_it_is() -> None:
     module = decoder(replace(SPEC, residual=0.5))
     module.fuse_in_place()
+    module.fuse_phases()
     assert module.fused is None
 
 
@@ -94,8 +104,9 @@ def test_frames_are_finished_in_their_place(
 @torch.inference_mode()
 def test_cudnn_gives_the_same_bits_in_place() -> None:
     spec = TcDecoderSpec((64, 32, 16, 16))
-    fused, in_place = (decoder(spec).to("cuda", torch.bfloat16) for _ in range(2))
+    fused, in_place, phases = (decoder(spec).to("cuda", torch.bfloat16) for _ in range(3))
     kernels = triton_here.module("pixels_triton")
+    phases.fuse_phases(kernels.interleave, kernels.finish_frames)
     fused.fuse(kernels.repeat_pixels)
     in_place.fuse_in_place(kernels.repeat_pixels, kernels.finish_frames)
     latents = draw("latents", (1, 16, 6, 16, 24)).to("cuda", torch.bfloat16)
@@ -103,6 +114,7 @@ def test_cudnn_gives_the_same_bits_in_place() -> None:
     expected, memory = fused(latents, condition, None)
     found, other = in_place(latents, condition, None)
     assert relative_error(found, expected) < 1e-3
+    assert relative_error(phases(latents, condition, None)[0], expected) < 0.02
     later = torch.cat([condition, condition], dim=2)[:, :, :8]
     assert (
         relative_error(in_place(latents[:, :, :2], later, other)[0], fused(latents[:, :, :2], later, memory)[0]) < 1e-3
