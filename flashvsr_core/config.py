@@ -55,11 +55,12 @@ class UpscaleParams:
     color_fix: ColorFix = "auto"
     """Colours follow the source: adain (statistics), wavelet (low frequencies) or none; auto: the model's best."""
     profile: Profile = "exact"
-    """exact: attention and layers as trained; fast: int8 attention and fp8 layers on GPUs, bf16 on CPUs."""
+    """exact: attention and layers as trained; fast: on GPUs fp8 layers and, but on Hopper, int8 attention; on CPUs bf16."""
     precision: Precision = "auto"
     """Arithmetic of the model; auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on the CPU."""
     attention: Attention = "auto"
-    """Attention backend by name; auto: triton on CUDA (int8 with profile fast), torch elsewhere.
+    """Attention backend by name; auto: hopper on H100 and H200, triton on other GPUs (int8 with profile
+    fast), torch elsewhere.
 
     int8 and sage round queries and keys to 8 bits; sage has the package sageattention do it."""
     seed: int = 0
