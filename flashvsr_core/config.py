@@ -55,7 +55,7 @@ class UpscaleParams:
     color_fix: ColorFix = "auto"
     """Colours follow the source: adain (statistics), wavelet (low frequencies) or none; auto: the model's best."""
     profile: Profile = "exact"
-    """exact: attention and layers as trained; fast: on GPUs fp8 layers and, but on Hopper, int8 attention; on CPUs bf16."""
+    """exact: as trained; fast: on GPUs fp8 layers and, except on Hopper, int8 attention; on CPUs bf16."""
     precision: Precision = "auto"
     """Arithmetic of the model; auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on the CPU."""
     attention: Attention = "auto"
