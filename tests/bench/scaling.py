@@ -4,7 +4,7 @@ stages   seconds of each stage of one segment, measured alone on this machine's 
 media    the same without the model, at a size that only a GPU computes: what the CPU beside one has to do; printed
 requests how often a run asks Prefect's server, per run and per segment; printed
 workers  the same job with each list of --devices (or numbers of CPU --workers), models loaded, from the start of the
-         first segment to the end of the last; two GPUs against one: --devices 0 0,1 on a machine that has them
+         first segment to the end of the last; two GPUs against one: --published --size 352x192 --devices 0 0,1
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -44,6 +44,7 @@ from tests.media.clips import run as ffmpeg
 HERE = Path(__file__)
 DEMO = HERE.parents[2] / "assets" / "bbb.mp4"
 RATE = 24
+ENCODE = EncodeParams(preset="veryfast")
 PARAMS = UpscaleParams(scale=4, scenes="off")
 
 
@@ -237,7 +238,7 @@ class Span(logging.Handler):
 
 
 def measure(
-    run: Callable[..., Any], source: Path, folder: Path, compute: ComputeParams, segment: int
+    run: Callable[..., Any], source: Path, folder: Path, compute: ComputeParams, segment: int, model: dict[str, Any]
 ) -> tuple[float, float]:
     """Seconds of the segments and of the whole run; a run with another seed has loaded the models before."""
     span, log = Span(), logging.getLogger("tasks.events")
@@ -247,29 +248,42 @@ def measure(
         if seed == 0:
             log.addHandler(span)
         begun = time.monotonic()
-        params = UpscaleParams(scale=4, scenes="off", seed=seed)
-        run(str(source), str(folder / f"{seed}.mp4"), params, compute=compute, segment_frames=segment)
+        params = UpscaleParams(scale=4, scenes="off", seed=seed, **model)
+        run(str(source), str(folder / f"{seed}.mp4"), params, ENCODE, compute, segment_frames=segment)
         wall = time.monotonic() - begun
     log.removeHandler(span)
     return span.last - span.first, wall
 
 
-def write_workers(choices: list[ComputeParams], size: str, segments: int, segment: int, words: str) -> None:
-    rows, device = [], device_name(devices_of(choices[0])[0])
-    with tempfile.TemporaryDirectory() as name, prefect_api():
+def write_workers(
+    choices: list[ComputeParams], size: str, segments: int, segment: int, words: str, published: bool
+) -> None:
+    rows, device, model = [], device_name(devices_of(choices[0])[0]), dict[str, Any](model="nano")
+    with tempfile.TemporaryDirectory() as name, prefect_api(), server_of_environment():
         from flows.upscale_video import upscale_video
 
+        if published:
+            from tests.bench.full_size import write_model  # on a GPU only
+
+            folder = Path(name) / "models"
+            folder.mkdir()
+            write_model(folder)
+            torch.cuda.empty_cache()
+            choices = [replace(compute, models_dir=str(folder)) for compute in choices]
+            model = {"model": "v1.1", "allow_unknown_weights": True, "lq_projection": "causal"}
         source = make_clip(Path(name) / "clip.mp4", segments * segment, size, str(RATE), sound=False)
         for number, compute in enumerate(choices):
             folder = Path(name) / str(number)
             folder.mkdir()
-            rows.append((compute, *measure(upscale_video, source, folder, compute, segment)))
+            rows.append((compute, *measure(upscale_video, source, folder, compute, segment, model)))
+            print(rows[-1], flush=True)
     base = rows[0][1]
+    weights = "v1.1 with random weights" if published else "nano"
     lines = [
         f"# Workers on one machine: {device}",
         "",
-        f"Input {size}, scale 4, {segments} segments of {segment} frames, {os.cpu_count()} cores,",
-        f"PyTorch {torch.__version__}, load average when it ended {os.getloadavg()[0]:.0f}.",
+        f"Input {size}, scale 4, {segments} segments of {segment} frames, x264 veryfast, {os.cpu_count()} cores,",
+        f"{weights}, PyTorch {torch.__version__}, load average when it ended {os.getloadavg()[0]:.0f}.",
         f"Command: `python -m tests.bench.scaling workers {words}`",
         "",
         "| devices | workers | seconds, first segment start to last segment end | ratio | seconds of the run |",
@@ -288,6 +302,7 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=16)
     parser.add_argument("--segment-frames", type=int, default=64)
     parser.add_argument("--devices", nargs="+", help="GPU lists to compare, such as 0 0,1")
+    parser.add_argument("--published", action="store_true", help="workers on GPUs: v1.1's size, with random weights")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="numbers of CPU workers to compare")
     given = parser.parse_args()
     if given.what == "stages":
@@ -302,11 +317,11 @@ def main() -> None:
     words = f"--size {given.size} --segments {given.segments} --segment-frames {given.segment_frames}"
     if given.devices:
         choices = [ComputeParams(devices=devices, runner="processes") for devices in given.devices]
-        words += f" --devices {' '.join(given.devices)}"
+        words += f" --devices {' '.join(given.devices)}" + (" --published" if given.published else "")
     else:
         choices = [ComputeParams(devices="cpu", runner="processes", workers=count) for count in given.workers]
         words += f" --workers {' '.join(map(str, given.workers))}"
-    write_workers(choices, given.size, given.segments, given.segment_frames, words)
+    write_workers(choices, given.size, given.segments, given.segment_frames, words, given.published)
 
 
 if __name__ == "__main__":
