@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from flashvsr_core.models.decoder_layers import MemBlock, ShuffleGrow
 from flashvsr_core.models.lq_proj import CLIP, LqProj, _unshuffle
-from flashvsr_core.models.tcdecoder import FRAMES_PER_LATENT, MemBlock, ShuffleGrow, TcDecoder
+from flashvsr_core.models.tcdecoder import FRAMES_PER_LATENT, TcDecoder
 from flashvsr_core.training.unroll import Model, Window, unroll
 
 LATENT_STD = 40.0  # of what the DiT starts with: well above the noise, of which a small DiT can remove little
