@@ -191,8 +191,8 @@ class Trainer:
         """
         found = spec_of(file)
         wanted = self.spec.tcdecoder
-        grown = replace(found, tcdecoder=replace(found.tcdecoder, detail=wanted.detail, gate=wanted.gate))
-        if grown != self.spec:
+        grown = replace(found.tcdecoder, detail=wanted.detail, gate=wanted.gate, shares=wanted.shares)
+        if replace(found, tcdecoder=grown) != self.spec:
             raise ValueError(f"{file} has the spec {found}, this run {self.spec}; give --recipe with the file's spec")
         state, given = self.model.state_dict(), load_file(file)
         added = {key: torch.zeros_like(value) for key, value in state.items() if key.startswith(_ADDED)}

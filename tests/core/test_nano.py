@@ -11,7 +11,7 @@ from PIL import Image
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.training.camera import Path as CameraPath
 from flashvsr_core.training.camera import pyramid, render
-from flashvsr_core.training.evaluate import Figures, damaged, measure, upscale, with_latents
+from flashvsr_core.training.evaluate import Figures, bicubic, damaged, measure, upscale, with_latents
 from flashvsr_core.training.metrics import luma, psnr
 from flashvsr_core.upscaler import Upscaler
 from flashvsr_core.weights import embedded_path, embedded_weights
@@ -77,3 +77,14 @@ def test_changed_latents_reach_the_decoder(upscaler: Upscaler, truth: np.ndarray
     """Guards the ablation: identity changes nothing."""
     small = damaged(truth[:25], "plain", 4)
     assert np.array_equal(upscale(with_latents(upscaler, lambda x: x), small), upscale(upscaler, small))
+
+
+def test_less_is_added_at_scale_2(truth: np.ndarray) -> None:
+    """There the input lacks less than the model, trained mostly at 4, would add: its share is part of the spec."""
+    weights, params = embedded_weights(), replace(PARAMS, scale=2)
+    small = damaged(truth[:25, :128, :128], "plain", 2)
+    whole = replace(weights, spec=replace(weights.spec, tcdecoder=replace(weights.spec.tcdecoder, shares=(1.0, 1.0))))
+    base = bicubic(small, 2).astype(float)
+    less, full = (np.square(upscale(Upscaler.load(w, params), small) - base).mean() ** 0.5 for w in (weights, whole))
+    assert full > 2
+    assert less / full == pytest.approx(weights.spec.tcdecoder.shares[0], rel=0.1)
