@@ -11,6 +11,7 @@ from pathlib import Path
 
 import platformdirs
 from prefect import flow
+from prefect.runtime import deployment
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import FlashvsrError, TransientError, UserError
@@ -143,10 +144,10 @@ def upscale_video(
 def _checked(request: Request, compute: ComputeParams, reference: str | None) -> ComputeParams:
     """`compute` with this machine's folders; refuses every place outside of its roots before anything is looked at."""
     roots = settings.roots()
-    if roots.places and request.encode.codec_args:
+    if request.encode.codec_args and (roots.places or deployment.id is not None):
         raise UserError(
-            f"codec_args {request.encode.codec_args!r} are not taken where {settings.ROOTS} is set: there parameters "
-            "may come from strangers; leave them out, or run by hand without it"
+            f"codec_args {request.encode.codec_args!r} are not taken from deployments, nor where {settings.ROOTS} is "
+            "set: there parameters may come from strangers; leave them out, or use flashvsr run without it"
         )
     roots.check("source", request.source)
     if roots.places:

@@ -22,7 +22,7 @@ def test_every_parameter_is_described(declared: dict[str, Any]) -> None:
 
 
 def test_deployments_take_known_encoder_choices_only() -> None:
-    """codec_args are refused where roots are set (test_places_outside_of_the_roots_are_refused)."""
+    """codec_args are refused in their runs (test_from_python_and_from_a_deployment)."""
     for declared in deploy._declared():
         schema = deploy._flow(declared["entrypoint"]).to_deployment("x")._parameter_openapi_schema.model_dump()
         encoder = schema["definitions"]["EncodeParams"]["properties"]
