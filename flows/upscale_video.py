@@ -84,7 +84,7 @@ def upscale_video(
 
     Args:
         source: Path or fsspec URL of the video; an image; or a folder or pattern (shot_*.png) of numbered images.
-        output: Path or URL of the result; default <stem>_<scale>x.mp4 beside the source. Images: one name with
+        output: Path or URL of the result; default beside the source, for film.mov film_4x.mp4. Images: one name with
             %06d for all, or a folder where encode.container is png, tiff, dpx or exr.
         params: Everything that changes pixels.
         encode: How the result is encoded.

@@ -1,5 +1,6 @@
 """What the UI's forms are made of: every parameter of every deployment is described."""
 
+import json
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ def test_every_parameter_is_described(declared: dict[str, Any]) -> None:
     schema = deployment._parameter_openapi_schema.model_dump()
     for name, form in schema["properties"].items():
         assert form.get("description"), name
+        assert "<" not in form["description"], f"{name}: the UI takes <this> for HTML and leaves it out"
     for name in ("UpscaleParams", "EncodeParams", "ComputeParams"):
         definition = schema["definitions"][name]
         assert definition["additionalProperties"] is False
         assert all(form.get("description") for form in definition["properties"].values()), name
+        assert "<" not in json.dumps(definition), name
     assert "pull" not in declared
 
 

@@ -202,9 +202,10 @@ def test_what_a_service_asks_is_asked_until_it_is_answered(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def polled() -> list[Any]:
+        runner = serving.PatientRunner()
         async with get_client() as client:
-            serving._outlast(client, "read_deployments")
-            serving._outlast(client, "read_flow_run")
+            runner._outlast(client, "read_deployments")
+            runner._outlast(client, "read_flow_run")
             with pytest.raises(ObjectNotFound):  # an answer
                 await client.read_flow_run(uuid4())
             return await client.read_deployments()
