@@ -74,17 +74,17 @@ def measure(upscaler: Upscaler, height: int, width: int, steps: int = 8, warmup:
 
 
 def step_spans(marks: list[tuple[float, int]]) -> list[float]:
-    """Seconds of each whole step of 8 frames after a stream's first step, but for the last.
+    """Seconds of each whole step of 8 frames after a stream's first step, but for what came last.
 
     marks: when a chunk came, and its frames. Large pictures come in several chunks a step. Where copies are awaited a
-    step later the last two steps come together.
+    step later the last two emissions come together.
     """
     ends, emitted = [], 0
-    for moment, count in marks:
+    for moment, count in marks[:-1]:
         emitted += count
         if emitted >= FIRST_EMIT and (emitted - FIRST_EMIT) % STEP == 0:
             ends.append(moment)
-    return [b - a for a, b in pairwise(ends[:-1])]
+    return [b - a for a, b in pairwise(ends)]
 
 
 def check_selections(upscaler: Upscaler, frames: np.ndarray) -> tuple[int, int]:
