@@ -2,6 +2,7 @@
 
 python scripts/pictures.py parameters   # those of docs/parameters.md: about 5 minutes on 2 cores
 python scripts/pictures.py demo         # the README's, from what `make demo` wrote
+python scripts/pictures.py card FOLDER  # docs/images/nano.png, from clips of the training cache (its folder `eval`)
 """
 
 import io
@@ -15,7 +16,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from flashvsr_core.config import UpscaleParams
+from flashvsr_core.training import evaluate
+from flashvsr_core.training.degrade import DEGRADATIONS
 from flashvsr_core.upscaler import Upscaler, resolve_params
+from flashvsr_core.weights import embedded_weights
 from tasks import weights
 from tasks.media.decode import read_frames
 from tasks.media.probe import probe
@@ -28,6 +32,7 @@ PART = (0.14, 0.22, 0.68, 0.80)  # left, top, right, bottom of the picture that 
 WIDTH = 360  # pixels of one panel
 DEMO = ROOT / "demo" / "bbb_4x.mp4"
 DEMO_FRAME, DEMO_PART = 12, (0.49, 0.12, 1.0, 0.9)
+CARD_CLIPS, CARD_FRAMES, CARD_FRAME, CARD_SIDE, CARD_SHOWN = ("street", "animation"), 29, 20, 384, 256
 
 
 def enlarged(frames: np.ndarray, params: UpscaleParams) -> np.ndarray:
@@ -122,8 +127,37 @@ def demo() -> None:
     strip("demo", shown, width=shown[0][1].shape[1])
 
 
+def card(folder: Path) -> None:
+    """The contact sheet: per clip and damage the source (pixels repeated), bicubic, nano and the truth, at 100 %."""
+    upscaler = Upscaler.load(embedded_weights(), UpscaleParams(model="nano", scenes="off", preroll=0, precision="fp32"))
+    lines = []
+    for name in CARD_CLIPS:
+        truth = evaluate.crop(np.load(folder / f"{name}.npy", mmap_mode="r")[:CARD_FRAMES], CARD_SIDE)
+        for degradation in DEGRADATIONS:
+            small = evaluate.damaged(truth, degradation, 4)
+            repeated = small[CARD_FRAME].repeat(4, axis=0).repeat(4, axis=1)
+            made = [evaluate.bicubic(small, 4)[CARD_FRAME], evaluate.upscale(upscaler, small)[CARD_FRAME]]
+            lines.append(np.concatenate([_middle(p) for p in (repeated, *made, truth[CARD_FRAME])], axis=1))
+    sheet = Image.fromarray(np.concatenate(lines))
+    draw = ImageDraw.Draw(sheet)
+    for i, label in enumerate(("source", "bicubic", "nano", "truth")):
+        draw.rectangle((i * CARD_SHOWN, 0, i * CARD_SHOWN + 52, 12), fill="black")
+        draw.text((i * CARD_SHOWN + 2, 1), label, fill="white")
+    sheet.save(IMAGES / "nano.png", optimize=True)
+
+
+def _middle(picture: np.ndarray) -> np.ndarray:
+    top, left = ((n - CARD_SHOWN) // 2 for n in picture.shape[:2])
+    return picture[top : top + CARD_SHOWN, left : left + CARD_SHOWN]
+
+
 if __name__ == "__main__":
-    wanted = {"parameters": parameters, "demo": demo}.get(sys.argv[-1])
-    if wanted is None:
-        sys.exit(__doc__)
-    wanted()
+    match sys.argv[1:]:
+        case ["parameters"]:
+            parameters()
+        case ["demo"]:
+            demo()
+        case ["card", folder]:
+            card(Path(folder))
+        case _:
+            sys.exit(__doc__)

@@ -216,7 +216,7 @@ def crop(clip: np.ndarray, side: int | None) -> np.ndarray:
     """The middle `side` x `side` pixels of T H W 3 (all, if None), multiples of 12 that every scale divides."""
     height, width = (min(n, side or n) // 12 * 12 for n in clip.shape[1:3])
     top, left = (clip.shape[1] - height) // 2, (clip.shape[2] - width) // 2
-    return np.ascontiguousarray(clip[:, top : top + height, left : left + width])
+    return np.array(clip[:, top : top + height, left : left + width])  # a copy: PyTorch warns of read-only maps
 
 
 def read_weights(path: Path) -> Weights:

@@ -1,7 +1,8 @@
 """How much pre-roll a segment needs: python -m tests.bench.preroll [formula|nano ...] writes tests/bench/preroll.md.
 
 A stream is cut into segments and compared with one uncut stream, over the 16 frames after each cut. Weights by formula
-make a model whose every layer and memory matters; `nano` is the embedded model.
+make a model whose every layer and memory matters; `nano` is the embedded model. With --film CLIP.npy ... (clips of the
+training cache) it prints the rows of tests/bench/nano.md instead: damaged film, and the first frame after a cut alone.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from flashvsr_core.config import UpscaleParams
+from flashvsr_core.training.evaluate import crop, damaged
 from flashvsr_core.upscaler import Upscaler
 from flashvsr_core.weights import Weights, embedded_weights
 from tests.core.formula import formula_weights, moving_clip
@@ -23,6 +25,7 @@ CUTS = (64, 96)
 AFTER = 16  # frames compared after each cut
 FRAMES = CUTS[-1] + AFTER
 PARAMS = UpscaleParams(scenes="off", color_fix="none")
+FILM_CUTS, FILM_SIDE = (56, 64), 512
 
 
 def curve(
@@ -42,9 +45,9 @@ def _whole(upscaler: Upscaler, frames: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(chunk) for chunk in upscaler.stream(iter([frames]))])
 
 
-def _segment(upscaler: Upscaler, frames: np.ndarray, cut: int) -> np.ndarray:
+def _segment(upscaler: Upscaler, frames: np.ndarray, cut: int, after: int = AFTER) -> np.ndarray:
     first = max(0, cut - int(upscaler.params.preroll))
-    chunks = upscaler.stream(iter([frames[first:]]), first=first, emit=(cut, cut + AFTER))
+    chunks = upscaler.stream(iter([frames[first:]]), first=first, emit=(cut, cut + after))
     return np.concatenate([np.asarray(chunk) for chunk in chunks])
 
 
@@ -58,11 +61,28 @@ def _rows(name: str, weights: Weights) -> Iterator[str]:
         yield f"| {name} | {preroll} | " + " | ".join(f"{value:.1f}" for value in values) + " |"
 
 
+def film_rows(clip: Path) -> Iterator[str]:
+    """The middle of a clip, mildly damaged: PSNR of the first frame after a cut, the lowest of all cuts."""
+    truth = crop(np.load(clip, mmap_mode="r")[: FILM_CUTS[-1] + 8], FILM_SIDE)
+    small, params = damaged(truth, "mild", 4), replace(PARAMS, preroll=0)
+    whole = _whole(Upscaler.load(embedded_weights(), params), small)
+    for preroll in PREROLLS:
+        upscaler = Upscaler.load(embedded_weights(), replace(params, preroll=preroll))
+        first = [_psnr(_segment(upscaler, small, cut, after=1), whole[cut : cut + 1]) for cut in FILM_CUTS]
+        yield f"| {clip.stem} | {preroll} | {min(first):.1f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=["formula", "nano"])
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--film", nargs="+", type=Path, default=[])
     chosen = parser.parse_args()
+    for clip in chosen.film:
+        for row in film_rows(clip):
+            print(row, flush=True)
+    if chosen.film:
+        return
     makers = {"formula": formula_weights, "nano": embedded_weights}
     rows = [row for name in chosen.models for row in _rows(name, makers[name]())]
     head = [

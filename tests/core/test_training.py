@@ -13,16 +13,17 @@ from einops import rearrange
 from PIL import Image
 from safetensors.torch import load_file
 
+from flashvsr_core import training
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.kernels.block_attention import attend_torch
 from flashvsr_core.models.dit import KvRing
 from flashvsr_core.models.tcdecoder import TcDecoder
-from flashvsr_core.registry import DitSpec, LqSpec, ModelSpec, TcDecoderSpec
+from flashvsr_core.registry import MODELS, DitSpec, LqSpec, ModelSpec, TcDecoderSpec
 from flashvsr_core.training.camera import draw_path, pyramid, render
 from flashvsr_core.training.data import Bank, Mix
 from flashvsr_core.training.degrade import DEGRADATIONS, random_degradation
 from flashvsr_core.training.evaluate import CARD_CLIPS, bicubic, card, read_weights, upscale
-from flashvsr_core.training.export import save_export
+from flashvsr_core.training.export import save_export, spec_of
 from flashvsr_core.training.initial import LATENT_STD, draw_linear
 from flashvsr_core.training.jpeg import jpeg
 from flashvsr_core.training.metrics import psnr, ssim
@@ -30,6 +31,7 @@ from flashvsr_core.training.recipe import Recipe, load_recipe
 from flashvsr_core.training.train import Trainer
 from flashvsr_core.training.unroll import Model, TrainingRing, Window, masked_attention, unroll
 from flashvsr_core.upscaler import Upscaler
+from flashvsr_core.weights import embedded_path
 
 CPU = torch.device("cpu")
 SPEC = ModelSpec(
@@ -292,3 +294,12 @@ def test_a_recipe_file_changes_recipe_and_spec(tmp_path: Path) -> None:
     recipe, spec = load_recipe(path)
     assert recipe == replace(Recipe(), sizes=(128,))
     assert spec.lq.hidden == (8, 12)
+
+
+def test_the_recipes_lead_to_the_embedded_model() -> None:
+    """The longer run begins with what the first one makes, which lacks only layers that `start` may add."""
+    folder = Path(training.__file__).parent
+    first, longer = (load_recipe(folder / f"{name}.json")[1] for name in ("first", "longer"))
+    assert longer == replace(MODELS["nano"], vae=None)
+    assert first == replace(longer, tcdecoder=replace(longer.tcdecoder, detail=(2,), gate=False))
+    assert spec_of(embedded_path()) == longer
