@@ -1,12 +1,12 @@
 """Deployments on a running Prefect server: what deployments/prefect.yaml says, with the inbox an operator names."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
-import prefect
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
@@ -16,13 +16,12 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger, ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import EntrypointType, Flow
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.workers.process import ProcessWorker
 
 from flashvsr_core.errors import UserError
-from flows import settings
+from flows import serving, settings
 from flows.dead_runs import DEAD_AFTER, heartbeat_environment, watch_for_dead_runs
-from flows.patience import CLIENT_RETRIES, patient_environment, patiently
+from flows.patience import patient_environment, patiently
 from flows.server import prefect_client
 from tasks.storage import urls
 
@@ -80,13 +79,15 @@ def _deployed(client: SyncPrefectClient, inbox: Inbox | None, pool: str | None, 
     return names
 
 
-def serve(inbox: Inbox | None, limit: int = 1) -> None:
-    """Run what is deployed in this process's children, until interrupted: one machine needs no pool and no worker."""
+def serve(inbox: Inbox | None, limit: int = 1, tell: Callable[[str], object] = log.info) -> None:
+    """Run what is deployed in this process's children, until interrupted: one machine needs no pool and no worker.
+
+    A server that is away meanwhile is waited for without end. `tell` gets the deployments' names.
+    """
     with prefect_client() as client:
         deployments = patiently(lambda: _deployments(client, _declared(), inbox))
         patiently(lambda: watch_for_dead_runs(client, DEAD_AFTER))
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: CLIENT_RETRIES}):  # the children inherit it
-        patiently(lambda: prefect.serve(*deployments, limit=limit))
+    serving.serve(deployments, limit, tell)
 
 
 def _declared() -> list[dict[str, Any]]:

@@ -4,10 +4,11 @@ Prefect's own client repeats requests, but not all: a client that never reached 
 connection, and its engine makes new clients within a run. None of that is a fault of the work.
 """
 
+import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import httpx
@@ -64,6 +65,32 @@ def patiently(call: Callable[[], R]) -> R:
         except Exception as error:
             if not patience.wait(error):
                 raise
+
+
+async def until_answered(call: Callable[[], Awaitable[R]]) -> R:
+    """`await call()`, again while Prefect's server does not answer, without end: for what serves until it is ended."""
+    pause, told = FIRST_PAUSE, False
+    while True:
+        try:
+            found = await call()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            if not told or pause < LONGEST_PAUSE:  # not every time through a long night
+                told = True
+                log.warning(
+                    "Prefect's server at %s does not answer (%s); asking again in %g s and until it does: start it, "
+                    "or end this command and correct PREFECT_API_URL",
+                    _url(),
+                    _said(error),
+                    pause,
+                )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            if told:
+                log.warning("Prefect's server at %s answers again", _url())
+            return found
 
 
 def patient_environment() -> dict[str, str]:

@@ -82,9 +82,7 @@ def _dask(compute: ComputeParams) -> TaskRunner[Any]:
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
-        raise UserError(
-            f"--runner dask needs a package that is missing ({error}); pip install 'flashvsr[dask]'"
-        ) from error
+        raise _missing("dask", error) from error
     if compute.cluster is not None:
         return DaskTaskRunner(address=compute.cluster)
     logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every connection
@@ -103,9 +101,7 @@ def _ray(compute: ComputeParams) -> TaskRunner[Any]:
     try:
         from prefect_ray import RayTaskRunner
     except ImportError as error:
-        raise UserError(
-            f"--runner ray needs a package that is missing ({error}); pip install 'flashvsr[ray]'"
-        ) from error
+        raise _missing("ray", error) from error
     if compute.cluster is not None:
         return RayTaskRunner(address=compute.cluster)
     settings = {

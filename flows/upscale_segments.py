@@ -1,7 +1,6 @@
 """The subflow that computes segments: one GPU-tagged task each, on the configured runner."""
 
 import logging
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,15 +105,29 @@ def _stopping_on_signals(
 
 
 def _finish(job: Job, futures: Sequence[PrefectFuture[SegmentResult]]) -> None:
-    """Have workers elsewhere begin nothing more, and wait for what they are at, until it shall be given up."""
-    waiting = threading.Thread(target=lambda: [_outcome(future) for future in futures], name="finish", daemon=True)
+    """Have workers elsewhere begin nothing more, and wait for what they are at, until it shall be given up.
+
+    In this thread, and in short waits: a thread that is still inside `ray.get` while Prefect, leaving the flow, shuts
+    Ray down is woken in a client that is being destroyed, which has ended the process with a segmentation fault.
+    """
     halt.ask(job)
     try:
-        waiting.start()
-        while waiting.is_alive() and stop.asked() != "now":
-            waiting.join(_LOOK)
+        for future in futures:
+            while stop.asked() != "now" and not _ended(future, _LOOK):
+                pass
     finally:
         halt.forget(job)
+
+
+def _ended(future: PrefectFuture[SegmentResult], seconds: float) -> bool:
+    """Whether a task, however it fared, comes to its end within some seconds."""
+    try:
+        future.result(seconds, raise_on_failure=False)
+    except TimeoutError:
+        return False
+    except Exception:  # noqa: BLE001 - its worker was lost; Dask and Ray have many names for it
+        return True
+    return True
 
 
 def _outcome(future: PrefectFuture[SegmentResult]) -> SegmentResult | BaseException:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import platformdirs
 from prefect import flow
+from prefect.runtime import deployment
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import FlashvsrError, TransientError, UserError
@@ -83,7 +84,7 @@ def upscale_video(
 
     Args:
         source: Path or fsspec URL of the video; an image; or a folder or pattern (shot_*.png) of numbered images.
-        output: Path or URL of the result; default <stem>_<scale>x.mp4 beside the source. Images: one name with
+        output: Path or URL of the result; default beside the source, for film.mov film_4x.mp4. Images: one name with
             %06d for all, or a folder where encode.container is png, tiff, dpx or exr.
         params: Everything that changes pixels.
         encode: How the result is encoded.
@@ -143,10 +144,10 @@ def upscale_video(
 def _checked(request: Request, compute: ComputeParams, reference: str | None) -> ComputeParams:
     """`compute` with this machine's folders; refuses every place outside of its roots before anything is looked at."""
     roots = settings.roots()
-    if roots.places and request.encode.codec_args:
+    if request.encode.codec_args and (roots.places or deployment.id is not None):
         raise UserError(
-            f"codec_args {request.encode.codec_args!r} are not taken where {settings.ROOTS} is set: there parameters "
-            "may come from strangers; leave them out, or run by hand without it"
+            f"codec_args {request.encode.codec_args!r} are not taken from deployments, nor where {settings.ROOTS} is "
+            "set: there parameters may come from strangers; leave them out, or use flashvsr run without it"
         )
     roots.check("source", request.source)
     if roots.places:

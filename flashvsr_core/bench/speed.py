@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from flashvsr_core.kernels.block_attention import BlockList, Blocks
 from flashvsr_core.models.dit import WINDOW_TOKENS, Sparsity
 from flashvsr_core.models.lq_proj import LqProj
 from flashvsr_core.models.tcdecoder import TcDecoder
-from flashvsr_core.segments import FIRST_READ, STEP
+from flashvsr_core.segments import FIRST_EMIT, FIRST_READ, STEP
 from flashvsr_core.upscaler import Upscaler
 
 
@@ -58,21 +59,32 @@ def measure(upscaler: Upscaler, height: int, width: int, steps: int = 8, warmup:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     begun = time.perf_counter()
-    marks, emitted = [], 0
-    for chunk in upscaler.stream(iter([frames])):
-        marks.append(time.perf_counter())
-        emitted += len(chunk)
+    marks = [(time.perf_counter(), len(chunk)) for chunk in upscaler.stream(iter([frames]))]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes()
-    # The last two emissions come together where copies are awaited a step later.
-    spans = [b - a for a, b in zip(marks[warmup:-1], marks[warmup + 1 : -1])]
+    spans = step_spans(marks)[warmup:]
     step = statistics.median(spans)
     stages, launch, blocks = _stages(upscaler, frames[: FIRST_READ + STEP * 4])
     selections, ties = check_selections(upscaler, frames[: FIRST_READ + STEP])
     tflop = step_tflop(upscaler, height, width, blocks)
     return Speed(
-        emitted, warmup, len(spans), STEP / step, step * 1e3, min(spans) * 1e3, max(spans) * 1e3, marks[0] - begun,
+        sum(count for _, count in marks), warmup, len(spans), STEP / step, step * 1e3, min(spans) * 1e3,
+        max(spans) * 1e3, marks[0][0] - begun,
         launch, peak / 2**30, stages, blocks, selections, ties, tflop, tflop / step,
     )  # fmt: skip
+
+
+def step_spans(marks: list[tuple[float, int]]) -> list[float]:
+    """Seconds of each whole step of 8 frames after a stream's first step, but for what came last.
+
+    marks: when a chunk came, and its frames. Large pictures come in several chunks a step. Where copies are awaited a
+    step later the last two emissions come together.
+    """
+    ends, emitted = [], 0
+    for moment, count in marks[:-1]:
+        emitted += count
+        if emitted >= FIRST_EMIT and (emitted - FIRST_EMIT) % STEP == 0:
+            ends.append(moment)
+    return [b - a for a, b in pairwise(ends)]
 
 
 def check_selections(upscaler: Upscaler, frames: np.ndarray) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """`flashvsr deploy` and `flashvsr serve`: the flows on a running Prefect server."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -25,9 +26,7 @@ def deploy(
     outbox: OutboxUrl = None,
     cron: Cron = None,
     pool: Annotated[str | None, Parameter(help="Work pool; default flashvsr. Made if it is not there.")] = None,
-    dead_after: Annotated[
-        int | None, Parameter(help="Seconds of silence that mark a run crashed; default 600.")
-    ] = None,
+    dead_after: DeadAfter = None,
 ) -> None:
     """Set up work pool, deployments and automation on the server of PREFECT_API_URL, or bring them up to date."""
     named = _inbox(inbox, outbox, cron)
@@ -50,7 +49,7 @@ def serve(
     named = _inbox(inbox, outbox, cron)
     from flows import deploy as deployment
 
-    deployment.serve(named, limit)
+    deployment.serve(named, limit, partial(print, "serving", flush=True))
 
 
 def _inbox(inbox: str | None, outbox: str | None, cron: str | None) -> "Inbox | None":

@@ -58,7 +58,7 @@ class EncodeParams:
     Images have formats of their own: png rgb24, rgb48be, rgba, rgba64be; tiff rgb48le, rgb24, rgba64le, rgba; dpx
     gbrp10be; exr gbrpf32le, gbrapf32le (written as half)."""
     codec_args: str = ""
-    """More encoder arguments, key=value:key=value; those that only tune the picture are let through."""
+    """More encoder arguments, key=value:key=value, that only tune the picture; refused in runs of deployments."""
     target_size: str = ""
     """Final size as displayed: WIDTHxHEIGHT, or HEIGHTp such as 2160p; empty: exactly scale x the source."""
     container: Container = "mp4"

@@ -23,6 +23,7 @@ import torch
 
 from flashvsr_core.bench import fidelity as near
 from flashvsr_core.bench.inputs import input_size, random_clip, random_weights
+from flashvsr_core.bench.speed import step_spans
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.kernels.backends import kernels
 from flashvsr_core.models.tcdecoder import TcDecoder
@@ -145,9 +146,9 @@ class Measurer:
             torch.cuda.reset_peak_memory_stats(self.device)
         marks, kept = [], []
         for chunk in upscaler.stream(iter([frames])):
-            marks.append(time.perf_counter())
+            marks.append((time.perf_counter(), len(chunk)))
             kept.append(np.asarray(chunk))
-        spans = [1e3 * (b - a) for a, b in zip(marks[WARM:-1], marks[WARM + 1 : -1])]
+        spans = [1e3 * seconds for seconds in step_spans(marks)[WARM:]]
         step = statistics.mean(spans)  # frames come in pairs of steps where the host runs ahead
         peaks = (
             [f(self.device) / 2**30 for f in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)]

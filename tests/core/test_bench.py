@@ -74,3 +74,10 @@ def test_random_weights_have_the_models_keys() -> None:
     for part in ("dit", "lq_proj", "tcdecoder"):
         shapes = {key: value.shape for key, value in getattr(drawn, part).items()}
         assert shapes == {key: value.shape for key, value in getattr(expected, part).items()}
+
+
+def test_steps_are_counted_by_their_frames() -> None:
+    """Chunks of 5 and 3 frames are a step: large pictures come so."""
+    moments = [(1.0, speed.FIRST_EMIT), (1.5, 5), (2.0, 3), (2.75, 5), (3.0, 3), (3.25, 8), (3.5, 8)]
+    assert speed.step_spans(moments) == [1.0, 1.0, 0.25]
+    assert speed.step_spans([(1.0, 5), (2.0, speed.FIRST_EMIT - 5), (3.0, 8), (3.1, 4)]) == [1.0]

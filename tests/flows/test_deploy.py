@@ -1,5 +1,6 @@
 """What the UI's forms are made of: every parameter of every deployment is described."""
 
+import json
 from typing import Any
 
 import pytest
@@ -14,15 +15,17 @@ def test_every_parameter_is_described(declared: dict[str, Any]) -> None:
     schema = deployment._parameter_openapi_schema.model_dump()
     for name, form in schema["properties"].items():
         assert form.get("description"), name
+        assert "<" not in form["description"], f"{name}: the UI takes <this> for HTML and leaves it out"
     for name in ("UpscaleParams", "EncodeParams", "ComputeParams"):
         definition = schema["definitions"][name]
         assert definition["additionalProperties"] is False
         assert all(form.get("description") for form in definition["properties"].values()), name
+        assert "<" not in json.dumps(definition), name
     assert "pull" not in declared
 
 
 def test_deployments_take_known_encoder_choices_only() -> None:
-    """codec_args are refused where roots are set (test_places_outside_of_the_roots_are_refused)."""
+    """codec_args are refused in their runs (test_from_python_and_from_a_deployment)."""
     for declared in deploy._declared():
         schema = deploy._flow(declared["entrypoint"]).to_deployment("x")._parameter_openapi_schema.model_dump()
         encoder = schema["definitions"]["EncodeParams"]["properties"]

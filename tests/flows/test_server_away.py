@@ -1,5 +1,6 @@
 """Prefect's server is slow, locked or away for a while: no run dies of it whose computation was fine."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,12 +14,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency import services
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.settings import get_current_settings
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import FlashvsrError, UserError
-from flows import patience, settings
+from flows import patience, serving, settings
 from flows.deploy import deploy
 from flows.patience import ServerLost, may_pass, of_server, patiently
 from flows.results import result_storage
@@ -194,6 +196,27 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(settings.SERVER_PATIENCE, "long")
     with pytest.raises(UserError, match="SERVER_PATIENCE 'long'"):
         settings.server_patience()
+
+
+def test_what_a_service_asks_is_asked_until_it_is_answered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def polled() -> list[Any]:
+        runner = serving.PatientRunner()
+        async with get_client() as client:
+            runner._outlast(client, "read_deployments")
+            runner._outlast(client, "read_flow_run")
+            with pytest.raises(ObjectNotFound):  # an answer
+                await client.read_flow_run(uuid4())
+            return await client.read_deployments()
+
+    monkeypatch.setattr(serving, "POLL_RETRIES", 0)
+    with bad_day(monkeypatch, asked_for("POST", "/deployments/filter"), "refused", times=6) as fault:
+        asyncio.run(polled())
+    assert fault.count == 6
+    said = [record.message for record in caplog.records if record.name == "flows.patience"]
+    assert ["does not answer" in line for line in said] == [True, False]  # neither each time, nor silently
+    assert "answers again" in said[-1]
 
 
 def test_what_may_pass() -> None:

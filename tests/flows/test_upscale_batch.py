@@ -171,6 +171,16 @@ def test_a_sequence_may_not_hold_links_out_of_the_roots(
             upscale_video.fn(str(source), str(inside / "o.mp4"), **options)  # type: ignore[arg-type]
 
 
+def test_deployments_take_no_arguments_of_encoders(
+    clip: bytes, tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = fill(tmp_path / "in", clip, "a.mp4") / "a.mp4"
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "8b4d5ef4-0000-4000-8000-000000000000")
+    raw = {"encode": EncodeParams(codec_args="aq-mode=2")}
+    with pytest.raises(UserError, match="not taken from deployments"):
+        upscale_video.fn(str(source), str(tmp_path / "o.mp4"), **(options | raw))  # type: ignore[arg-type]
+
+
 def test_places_outside_of_the_roots_are_refused(
     clip: bytes, tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,12 +52,19 @@ def prefect_env(home: Path, port: int) -> dict[str, str]:
 @contextmanager
 def prefect_server(home: Path) -> Iterator[dict[str, str]]:
     """Prefect's own server on a free port; yields the environment for its clients."""
-    port = free_port()
-    env = prefect_env(home, port)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with running(command, env, home / "server.log") as process:
-        wait_for(lambda: httpx.get(f"{env['PREFECT_API_URL']}/health").status_code == 200, process, home / "server.log")
+    env = prefect_env(home, free_port())
+    with prefect_server_of(env, home / "server.log"):
         yield env
+
+
+@contextmanager
+def prefect_server_of(env: dict[str, str], log: Path) -> Iterator[None]:
+    """The server that an environment names: the same one again, if it ran before."""
+    url = httpx.URL(env["PREFECT_API_URL"])
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", url.host, "--port", str(url.port)]
+    with running(command, env, log) as process:
+        wait_for(lambda: httpx.get(f"{url}/health").status_code == 200, process, log)
+        yield
 
 
 def wait_for(condition, process: subprocess.Popen[bytes], log: Path, seconds: float = 300) -> None:  # type: ignore[no-untyped-def]

@@ -32,7 +32,7 @@ deployment = upscale_video.to_deployment("hand", entrypoint_type=EntrypointType.
 deployment.work_pool_name = "local"
 deployment.apply()
 run = run_deployment("upscale-video/hand", parameters=json.loads(sys.argv[1]), timeout=300, as_subflow=False)
-print(run.state.type.value, run.name)
+print(run.state.type.value, run.name, run.state.message)
 """
 
 
@@ -55,8 +55,13 @@ def test_from_python_and_from_a_deployment(tmp_path: Path) -> None:
         }
         with running(worker, env, tmp_path / "worker.log"):
             told = python(DEPLOY, env, json.dumps(parameters))
+            raw = {"output": str(tmp_path / "raw.mp4"), "encode": {"codec_args": "aq-mode=2"}}
+            refused = python(DEPLOY, env, json.dumps(parameters | raw))
         assert "COMPLETED" in told, (tmp_path / "worker.log").read_text()
-        assert "upscale-" in told  # a name people can read
+        assert f"upscale-{source}" in told  # a name people can read
+        assert "FAILED" in refused
+        assert "not taken from deployments" in refused
+        assert not (tmp_path / "raw.mp4").exists()
     for name in ("plain.mp4", "deployed.mp4"):
         assert probe(tmp_path / name).frames == 24
 
