@@ -26,7 +26,7 @@ _progress: ContextVar[RunProgress | None] = ContextVar("progress", default=None)
 def warnings_so_far() -> tuple[str, ...]:
     """What was said at WARNING or above since the run around us began."""
     progress = _progress.get()
-    return progress.snapshot().warnings if progress else ()
+    return progress.warned() if progress else ()
 
 
 def costs_so_far() -> Costs:

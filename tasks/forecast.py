@@ -291,7 +291,8 @@ def _seconds_a_latent(
     known: Costs,
     paces: Sequence[tuple[float, int]],
 ) -> float | None:
-    """Seconds a latent frame; `first`: seconds and latent frames of every worker's first beginning."""
+    """Seconds a latent frame, None where nothing tells; `first`: seconds and latent frames of every worker's first
+    beginning."""
     seconds, work = _recent(paces) if paces else (sum(s.last - s.first for s in begun), sum(s.latents for s in begun))
     if first and (known.latent is not None or not work):
         # How much of a beginning was loading is known from earlier runs at best; other work slows that down as well.
@@ -303,7 +304,8 @@ def _seconds_a_latent(
     if known.latent is not None:
         weight = TRUST / (1 + work)
         seconds, work = seconds + weight * known.latent, work + weight
-    return seconds / work if work else None
+    # Steps of other processes may all be told of at one moment.
+    return seconds / work if work and seconds > 0 else None
 
 
 def _recent(paces: Sequence[tuple[float, int]]) -> tuple[float, float]:

@@ -195,6 +195,11 @@ class RunProgress(logging.Handler):
         else:
             segment.state, segment.error, segment.done = "failed", event.error, 0
 
+    def warned(self) -> tuple[str, ...]:
+        """What was said at WARNING or above since the run began."""
+        with self.guard:
+            return tuple(self.warnings)
+
     def snapshot(self) -> Snapshot:
         with self.guard:
             now = self.clock()

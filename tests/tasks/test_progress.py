@@ -192,6 +192,20 @@ def test_no_time_left_before_anything_was_computed() -> None:
     assert run.see().left is None
 
 
+def test_steps_that_come_at_one_moment_tell_nothing_of_their_cost() -> None:
+    """As those of other processes may, whose steps the store tells of; a run once failed so at its very end."""
+    run = Run()
+    run.plan(2)
+    for segment in range(2):
+        run.tell(SegmentStarted(segment, 32, worker="one"), at=100.0)
+        run.tell(FramesDone(segment, 21), at=101.0)
+        run.tell(FramesDone(segment, 8, latents=2), at=101.0)
+    seen = run.see()
+    assert seen.frames_done == 58
+    assert seen.measured is None
+    assert seen.left is None or seen.left >= 0.0
+
+
 def test_two_listeners_of_one_logger_both_hear() -> None:
     logger = logging.getLogger("tasks.test_two_listeners")
     both = RunProgress(), RunProgress()
