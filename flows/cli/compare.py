@@ -5,12 +5,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from flashvsr_core.config import ComputeParams
 from flows import settings
 from flows.cli import options
+from flows.cli.facts import facts
 
 
 def compare(
@@ -30,9 +29,7 @@ def compare(
     if as_json:
         print(json.dumps(found.to_json()))
         return
-    table = Table(box=None, show_header=False)
-    for name, value in found.numbers.items():
-        table.add_row(name.upper(), f"{value:.4g}{' dB' if name == 'psnr' else ''}")
-    table.add_row("frames", str(found.frames))
-    table.add_row("report", escape(page_beside(found.output) if found.report else f"not changed: {found.note}"))
-    Console().print(table)
+    rows = [(name.upper(), f"{value:.4g}{' dB' if name == 'psnr' else ''}") for name, value in found.numbers.items()]
+    rows.append(("frames", str(found.frames)))
+    rows.append(("report", page_beside(found.output) if found.report else f"not changed: {found.note}"))
+    Console().print(facts(rows))

@@ -4,12 +4,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flows import settings
 from flows.cli import options
+from flows.cli.facts import facts
 from tasks.media.encode import EncodeParams, encoder_text
 from tasks.media.limits import Limits
 from tasks.media.trim import Trim
@@ -82,7 +82,6 @@ def describe(request: "Request") -> dict[str, Any]:
 
 def _table(found: dict[str, Any]) -> Table:
     params, encode = found["plan"]["params"], found["plan"]["encode"]
-    table = Table(box=None, show_header=False)
     segments = found["segments"]
     longest = max(stop - start for start, stop in segments)
     rows = [
@@ -97,9 +96,7 @@ def _table(found: dict[str, Any]) -> Table:
         ("job", found["job"]),
     ]
     rows += [("note", note) for note in found["plan"]["notes"]]
-    for name, value in rows:
-        table.add_row(name, escape(value))
-    return table
+    return facts(rows)
 
 
 def _memory(plan: "JobPlan") -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flows import settings
 from flows.cli import options
+from flows.cli.facts import facts
 from flows.cli.interrupt import heeding_interrupts
 from flows.cli.server import prefect_api
 from tasks.media.encode import EncodeParams
@@ -125,7 +125,6 @@ def tell_report(report: "RunReport", console: Console, elapsed: float, as_json: 
 def _summary(report: "RunReport", elapsed: float) -> Table:
     from tasks.report import page_beside
 
-    table = Table(box=None, show_header=False, title=report.status, title_justify="left")
     rows = [
         ("input", f"{report.source}  {report.source_width}x{report.source_height}"),
         ("output", f"{report.output.url}  {report.width}x{report.height}, {report.output.bytes / 1e6:.1f} MB"),
@@ -138,6 +137,4 @@ def _summary(report: "RunReport", elapsed: float) -> Table:
     ]
     rows += [("fallback", text) for text in report.fallbacks] + [("note", text) for text in report.notes]
     rows += [("warning", text) for text in report.warnings if text not in report.notes]  # notes of a plan are both
-    for name, value in rows:
-        table.add_row(name, escape(value))
-    return table
+    return facts(rows, report.status)

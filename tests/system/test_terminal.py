@@ -42,7 +42,8 @@ def test_the_view_leaves_nothing_behind(seen: Recording) -> None:
     last = plain(seen.screens()[-1])
     for part in ("▸", "starting", "left", "EventsWorker"):
         assert part not in last
-    for part in ("done", "out.report.html", "3 computed, 0 reused", "WARNING nano is for scale 4"):
+    for part in ("done", "3 computed, 0 reused", "WARNING nano is for scale 4"):
         assert part in last
+    assert "out.report.html" in "".join(last.split())  # a long path goes on in the next line
     whole = "".join(text for _, text in seen.pieces)
     assert whole.rfind("\x1b[?25h") > whole.rfind("\x1b[?25l") >= 0  # the cursor is back
