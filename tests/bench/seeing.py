@@ -181,8 +181,8 @@ def table(runs: list[Watched]) -> str:
         "Command: `python -m tests.bench.seeing`",
         "",
         "The bundled clip (192x108, 96 frames, scene cuts at 28 and 64), repeated where a run is longer, "
-        "with nano on a CPU of 2 cores. Other work ran on the machine; the load says how much (2 would be this run "
-        "alone). So there are two clocks: that on the wall, until the end of the run; and this process's own, which "
+        "with nano on a CPU of 2 cores. The load says how much other work ran (up to 2 is this run alone). So there "
+        "are two clocks: that on the wall, until the end of the run; and this process's own, which "
         "others do not hold up, until the last frame and with nothing known from runs before.",
         "",
         "## The time left",
