@@ -1,5 +1,7 @@
 """`repeat_pixels`, `interleave` and `finish_frames` in Triton: every input is read once, and written by whole lines."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -61,32 +63,34 @@ def _finish(x, out, pixels, out_channel, out_frame, STRIDE: tl.constexpr, PIXELS
 def repeat_pixels(x: Tensor, stride: int) -> Tensor:
     """See `repeat_pixels.repeat_pixels`. x channels last; channels of a frame: a power of 2."""
     steps, channels, height, width = x.shape
-    channels //= stride
-    if channels & (channels - 1):
-        raise UserError(f"no kernel repeats pixels of {channels} channels; they must be a power of 2")
-    x = x.contiguous(memory_format=torch.channels_last)
-    out = x.new_empty(steps * stride, 2 * height, 2 * width, channels)
-    with on(x):
-        _repeat[(triton.cdiv(width, _PIXELS), height, steps * stride)](
-            x, out, height, width, STRIDE=stride, CHANNELS=channels, PIXELS=_PIXELS
-        )
-    return out.permute(0, 3, 1, 2)
+    out = _frames(x, "repeats", steps * stride, channels // stride, 2 * height, 2 * width)
+    _by_rows(_repeat, x, out, height, width, stride)
+    return out
 
 
 def interleave(x: Tensor, stride: int) -> Tensor:
     """See `interleave.interleave`. x channels last; channels of a frame: a power of 2."""
     steps, channels, height, width = x.shape
-    channels //= 4 * stride
-    if channels & (channels - 1):
-        raise UserError(f"no kernel interleaves pixels of {channels} channels; they must be a power of 2")
-    x = x.contiguous(memory_format=torch.channels_last)
     height, width = 2 * height - 2, 2 * width - 2
-    out = x.new_empty(steps * stride, height, width, channels)
+    out = _frames(x, "interleaves", steps * stride, channels // (4 * stride), height, width)
+    _by_rows(_interleave, x, out, height, width, stride)
+    return out
+
+
+def _frames(x: Tensor, does: str, frames: int, channels: int, height: int, width: int) -> Tensor:
+    """Room for t c h w, channels last, which the kernels write by whole pixels."""
+    if channels & (channels - 1):
+        raise UserError(f"no kernel {does} pixels of {channels} channels; they must be a power of 2")
+    return x.new_empty(frames, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _by_rows(kernel: Any, x: Tensor, out: Tensor, height: int, width: int, stride: int) -> None:
+    """One program for each part of a row of height x width and each frame of `out`."""
+    x = x.contiguous(memory_format=torch.channels_last)
     with on(x):
-        _interleave[(triton.cdiv(width, _PIXELS), height, steps * stride)](
-            x, out, height, width, STRIDE=stride, CHANNELS=channels, PIXELS=_PIXELS
+        kernel[(triton.cdiv(width, _PIXELS), height, out.shape[0])](
+            x, out, height, width, STRIDE=stride, CHANNELS=out.shape[1], PIXELS=_PIXELS
         )
-    return out.permute(0, 3, 1, 2)
 
 
 def finish_frames(x: Tensor, out: Tensor) -> None:

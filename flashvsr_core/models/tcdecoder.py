@@ -73,7 +73,7 @@ class TcDecoder(nn.Module):
         finish: Callable[[Tensor, Tensor], None] = finish_frames,
     ) -> None:
         """As `fuse`, and nothing is concatenated: results are written where the next layer reads them."""
-        if not (self.detail or self.residual or self.gate is not None):
+        if self._is_published:
             self.fused = InPlaceLayers(self.decoder, repeat, finish)
 
     def fuse_phases(
@@ -82,8 +82,13 @@ class TcDecoder(nn.Module):
         finish: Callable[[Tensor, Tensor], None] = finish_frames,
     ) -> None:
         """As `fuse_in_place`, with fewer products and other roundings; see `PhaseLayers`."""
-        if not (self.detail or self.residual or self.gate is not None):
+        if self._is_published:
             self.fused = PhaseLayers(self.decoder, interleave, finish)
+
+    @property
+    def _is_published(self) -> bool:
+        """Whether frames are what the layers give: nothing comes in beside them, and nothing is added after."""
+        return not (self.detail or self.residual or self.gate is not None)
 
     @property
     def reach(self) -> int:

@@ -1,5 +1,8 @@
 """`flashvsr serve`: a run from the form of Prefect's UI, and a server that goes away and comes back."""
 
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -65,49 +68,50 @@ def test_serve_outlasts_a_server_that_is_away(tmp_path: Path) -> None:
         server.__exit__(None, None, None)
 
 
-def test_a_run_from_the_form_in_a_browser(tmp_path: Path) -> None:
-    """Nothing but the source is filled in; all else is what the form offers."""
+@contextmanager
+def serving(tmp_path: Path) -> Iterator[tuple[dict[str, str], Api, subprocess.Popen[bytes]]]:
+    """A server and `flashvsr serve` on it, with a folder for media: the environment, the server's API, the command."""
     (tmp_path / "media").mkdir()
     (tmp_path / "prefect").mkdir()
-    source = make_clip(tmp_path / "media" / "film.mp4", 8)
     with prefect_server(tmp_path / "prefect") as server:
         env = settings_of(tmp_path, server) | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
-        api, log = Api(env, tmp_path), tmp_path / "serve.log"
+        log = tmp_path / "serve.log"
         with running([*FLASHVSR, "serve"], env, log) as process:
             wait_for(lambda: f"serving {LAST}" in log.read_text(), process, log)
-            api.set_parameters(BY_HAND, PIXELS)
-            ui, deployment = env["PREFECT_API_URL"].removesuffix("/api"), api.deployment(BY_HAND)["id"]
-            with chromium(tmp_path / "profile", 1440, 3000) as browser:
-                browser.get(f"{ui}/deployments/deployment/{deployment}/run")
-                fill_in(browser, "source", str(source))
-                browser.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
-                api.until(lambda: api.upscalings(str(source)), 120, "a run made by the form")
-            api.until(lambda: api.upscalings(str(source)) == ["COMPLETED"], 400, "the end of the run")
+            yield env, Api(env, tmp_path), process
+
+
+def test_a_run_from_the_form_in_a_browser(tmp_path: Path) -> None:
+    """Nothing but the source is filled in; all else is what the form offers."""
+    with serving(tmp_path) as (env, api, _):
+        source = make_clip(tmp_path / "media" / "film.mp4", 8)
+        api.set_parameters(BY_HAND, PIXELS)
+        ui, deployment = env["PREFECT_API_URL"].removesuffix("/api"), api.deployment(BY_HAND)["id"]
+        with chromium(tmp_path / "profile", 1440, 3000) as browser:
+            browser.get(f"{ui}/deployments/deployment/{deployment}/run")
+            fill_in(browser, "source", str(source))
+            browser.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+            api.until(lambda: api.upscalings(str(source)), 120, "a run made by the form")
+        api.until(lambda: api.upscalings(str(source)) == ["COMPLETED"], 400, "the end of the run")
     assert probe(tmp_path / "media" / "film_2x.mp4").frames == 8
 
 
 def test_a_termination_signal_ends_what_runs(tmp_path: Path) -> None:
     """No process is left, its run is not said to run, nothing more is scheduled; served again, it is."""
-    (tmp_path / "media").mkdir()
-    (tmp_path / "prefect").mkdir()
-    long = make_clip(tmp_path / "media" / "long.mp4", 480)
-    with prefect_server(tmp_path / "prefect") as server:
-        env = settings_of(tmp_path, server) | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
-        api, log = Api(env, tmp_path), tmp_path / "serve.log"
-        with running([*FLASHVSR, "serve"], env, log) as process:
-            wait_for(lambda: f"serving {LAST}" in log.read_text(), process, log)
-            run = api.start(BY_HAND, PIXELS | {"source": str(long), "segment_frames": 16})
-            segments = tmp_path / "media" / ".flashvsr"
-            api.until(lambda: list(segments.glob("*/segments/*.json")), 400, "a segment")
-            family = psutil.Process(process.pid).children(recursive=True)
-            assert family
-            process.terminate()
-            assert process.wait(120) == 0, log.read_text()
-            assert psutil.wait_procs(family, 60)[1] == []
+    with serving(tmp_path) as (env, api, process):
+        long = make_clip(tmp_path / "media" / "long.mp4", 480)
+        run = api.start(BY_HAND, PIXELS | {"source": str(long), "segment_frames": 16})
+        segments = tmp_path / "media" / ".flashvsr"
+        api.until(lambda: list(segments.glob("*/segments/*.json")), 400, "a segment")
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family
+        process.terminate()
+        assert process.wait(120) == 0, (tmp_path / "serve.log").read_text()
+        assert psutil.wait_procs(family, 60)[1] == []
         assert api.run(run)["state_type"] == "CANCELLED"
         assert api.deployment(SWEEP)["paused"]
         assert not list((tmp_path / "media" / ".flashvsr").glob("*/lease.json"))
-        with running([*FLASHVSR, "serve"], env, tmp_path / "serve again.log") as process:
+        with running([*FLASHVSR, "serve"], env, tmp_path / "serve again.log"):
             api.until(lambda: not api.deployment(SWEEP)["paused"], 120, "schedules")
 
 
