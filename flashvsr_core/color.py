@@ -14,7 +14,8 @@ def adain(frames: Tensor, source: Tensor) -> Tensor:
     """Match mean and deviation of each frame and channel (Huang & Belongie, 2017). T 3 H W float32; [-1, 1] out."""
     std, mean = _statistics(frames)
     source_std, source_mean = _statistics(source)
-    return ((frames - mean) / std * source_std + source_mean).clamp(-1, 1)
+    factor = source_std / std  # one pass over the frames instead of four
+    return torch.addcmul(source_mean - mean * factor, frames, factor).clamp_(-1, 1)
 
 
 def wavelet(frames: Tensor, source: Tensor) -> Tensor:

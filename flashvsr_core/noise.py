@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashvsr_core.transfer import pinned
+from flashvsr_core.transfer import fetched, pinned
 
 
 def latent_noise(seed: int, latent_frame: int, shape: tuple[int, int, int]) -> Tensor:
@@ -38,7 +38,7 @@ class NoiseAhead:
         future = ahead[1] if ahead and ahead[0] == wanted else self._draw(*wanted)
         noise = future.result()
         self._ahead = (first_latent + count, following), self._draw(first_latent + count, following)
-        return noise.to(self.device, non_blocking=True)
+        return fetched(noise, self.device)
 
     def _draw(self, first_latent: int, count: int) -> Future[Tensor]:
         def draw() -> Tensor:

@@ -39,6 +39,11 @@ def enlarge(frames: Tensor, geometry: Geometry) -> Tensor:
     return F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
 
 
+def enlarge_padded(frames: Tensor, geometry: Geometry) -> Tensor:
+    """`enlarge` and `pad`: uint8 or uint16 T H W 3 -> float32 T 3 H' W' of the padded size."""
+    return pad(enlarge(frames, geometry), geometry)
+
+
 def pad(x: Tensor, geometry: Geometry) -> Tensor:
     """T 3 H W -> the padded size: right and bottom reflected, or replicated where the picture is smaller than that."""
     right = geometry.padded_width - geometry.out_width

@@ -17,7 +17,7 @@ from flashvsr_core.geometry import Geometry, TileSize
 from flashvsr_core.layout import Planes
 from flashvsr_core.noise import NoiseAhead
 from flashvsr_core.picture import Painter, PictureState
-from flashvsr_core.pixels import Pack, crop, enlarge, pad
+from flashvsr_core.pixels import Pack, crop
 from flashvsr_core.relief import Relief, Result, Stage
 from flashvsr_core.segments import FIRST_READ, GRID, STEP
 from flashvsr_core.steady import Steady
@@ -141,7 +141,7 @@ class Run:
         """`bare_step`, made again where memory runs out."""
         run, painter = self._run, self.relief.painter
         with self.stage("enlarge"):
-            source = run("enlarge", state, lambda: enlarged(pixels, self.geometry, self.relief.frames_at_once))
+            source = run("enlarge", state, lambda: enlarged(pixels, painter, self.relief.frames_at_once))
         with self.stage("model"):
             condition, latents = run("dit", state, lambda: painter.latents(state, source, noise))
             return run("decoder", state, lambda: painter.decode(state, latents, condition)), condition
@@ -205,16 +205,17 @@ def bare_step(
 ) -> tuple[Tensor, Tensor]:
     """One step from pixels T H W 3 on the device, `at_once` of which are enlarged at once. Returns the decoded frames,
     1 3 T H W of the padded picture, and the input they were made from."""
-    source = enlarged(pixels, painter.geometry, at_once)
+    source = enlarged(pixels, painter, at_once)
     condition, latents = painter.latents(state, source, noise)
     return painter.decode(state, latents, condition), condition
 
 
-def enlarged(pixels: Tensor, geometry: Geometry, at_once: int) -> Tensor:
+def enlarged(pixels: Tensor, painter: Painter, at_once: int) -> Tensor:
     """1 3 T H W float32 in [-1, 1], padded; some frames after the other where all at once would be large."""
+    geometry, enlarge = painter.geometry, painter.sparsity.kernels.enlarge
     if len(pixels) <= at_once:
-        return pad(enlarge(pixels, geometry), geometry).transpose(0, 1)[None]
+        return enlarge(pixels, geometry).transpose(0, 1)[None]
     out = torch.empty((len(pixels), 3, geometry.padded_height, geometry.padded_width), device=pixels.device)
     for target, part in zip(out.split(at_once), pixels.split(at_once)):
-        target.copy_(pad(enlarge(part, geometry), geometry))
+        target.copy_(enlarge(part, geometry))
     return out.transpose(0, 1)[None]

@@ -16,7 +16,19 @@ from flashvsr_core.pixels import Pack
 def to_device(frames: Sequence[np.ndarray], device: torch.device) -> Tensor:
     """Frames H W 3 of one type -> T H W 3 on the device; returns before they are there."""
     stacked = torch.from_numpy(np.stack(frames))
-    return pinned(stacked, device).to(device, non_blocking=True)
+    return fetched(pinned(stacked, device), device)
+
+
+def fetched(x: Tensor, device: torch.device) -> Tensor:
+    """Pinned `x` on the device; returns before it is there. A GPU fetches it beside the work that is queued before."""
+    if device.type != "cuda":
+        return x.to(device)
+    now, side = torch.cuda.current_stream(device), _fetch_stream(device)
+    with torch.cuda.stream(side):
+        found = x.to(device, non_blocking=True)
+    now.wait_stream(side)
+    found.record_stream(now)
+    return found
 
 
 def pinned(x: Tensor, device: torch.device) -> Tensor:
@@ -66,6 +78,11 @@ def send(frames: Tensor, finite: Tensor, pack: Pack, first: int, precision: str)
         arrived = torch.cuda.Event(blocking=True)  # whoever waits leaves the processor to the encoder
         arrived.record(side)
     return Arriving(first, precision, pack, tuple(targets[:-1]), targets[-1], sources, arrived)
+
+
+@lru_cache(maxsize=16)
+def _fetch_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 @lru_cache(maxsize=16)

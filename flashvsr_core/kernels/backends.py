@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flashvsr_core.errors import UserError
+from flashvsr_core.geometry import Geometry
 from flashvsr_core.kernels import token_ops
 from flashvsr_core.kernels.block_attention import BACKENDS, Blocks
 from flashvsr_core.kernels.block_mask import select_blocks
@@ -13,14 +14,15 @@ from flashvsr_core.kernels.finish_frames import finish_frames
 from flashvsr_core.kernels.interleave import interleave
 from flashvsr_core.kernels.repeat_pixels import repeat_pixels
 from flashvsr_core.kernels.token_ops import Windows
+from flashvsr_core.pixels import enlarge_padded
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Everything in a DiT block but linear layers and attention, and the decoder's enlargement and end.
+    """Everything in a DiT block but linear layers and attention, the decoder's enlargement and end, and the input's.
 
     Arguments: see the functions of these names in `token_ops`, `block_mask`, `repeat_pixels`, `interleave` and
-    `finish_frames`.
+    `finish_frames`; `enlarge` is `pixels.enlarge_padded`.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Kernels:
     repeat_pixels: Callable[[Tensor, int], Tensor]
     interleave: Callable[[Tensor, int], Tensor]
     finish_frames: Callable[[Tensor, Tensor], None]
+    enlarge: Callable[[Tensor, Geometry], Tensor]
     in_place: bool  # whether keys and values are written straight into the ring
 
 
@@ -47,6 +50,7 @@ REFERENCE = Kernels(
     repeat_pixels,
     interleave,
     finish_frames,
+    enlarge_padded,
     in_place=False,
 )
 
@@ -60,6 +64,7 @@ def kernels(name: str) -> Kernels:
     # Optional: CPU installations have no Triton; `attention_backend` says so first.
     from flashvsr_core.kernels import token_ops_triton as fused
     from flashvsr_core.kernels.block_mask_triton import select_blocks as select
+    from flashvsr_core.kernels.enlarge_triton import enlarge
     from flashvsr_core.kernels.pixels_triton import finish_frames as finish
     from flashvsr_core.kernels.pixels_triton import interleave as interleave_phases
     from flashvsr_core.kernels.pixels_triton import repeat_pixels as repeat
@@ -75,5 +80,6 @@ def kernels(name: str) -> Kernels:
         repeat,
         interleave_phases,
         finish,
+        enlarge,
         in_place=True,
     )
