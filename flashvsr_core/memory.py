@@ -107,7 +107,8 @@ def _stages(
     past = 0 if hosted else sizes.tiles * sizes.past
     moving = 2 * batch * sizes.past // spec.dit.num_layers if hosted else 0  # of two blocks: at work and on its way
     cut = placement.decoder_tile is not None
-    memory = sizes.memory_per_pixel * (2 * sizes.region_pixels if hosted and cut else sizes.regions_pixels)
+    fetched = sizes.memory_per_pixel * sizes.region_pixels * fitted[f"{params.mode}_regions"]  # of the decoder's parts
+    memory = 0.0 if hosted and cut else sizes.memory_per_pixel * sizes.regions_pixels
     source = (FIRST_READ + LOOKAHEAD) * _PICTURE * pixels
     always = sizes.other_weights + source + past + (sizes.streams - 1) * _resting(sizes, placement)
     blocks = 2 * sizes.largest_block if level == "weights" else sizes.blocks
@@ -119,7 +120,7 @@ def _stages(
         "lq": int(always + blocks + memory + batch * fitted["lq_tensors"] * _lq_values(spec) * e * sizes.tile_pixels),
         "dit": int(always + blocks + memory + moving
                    + batch * dit_activations(spec, sizes.tile_pixels, _FIRST_SLICES, e, device)),
-        "decoder": int(always + resting + memory + 2 * out
+        "decoder": int(always + resting + (fetched if hosted and cut else memory) + 2 * out
                        + _decoder_values(spec, params.mode, device) * e * sizes.region_pixels),
         "color": int(always + resting + memory + out + at_once * fitted["pixel_floats"]),
     }  # fmt: skip
@@ -214,7 +215,7 @@ def _decoder_values(spec: ModelSpec, mode: str, device: DeviceType) -> float:
         return float(fitted["full_tensors"] * spec.vae.dim)
     tiny = spec.tcdecoder
     if tiny.shuffle:  # widest at half the size: 4 time steps of 8 frames
-        return float(fitted["tiny_tensors"] * (tiny.channels[2] + 8 * 3))
+        return float(fitted["shuffle_tensors"] * (tiny.channels[2] + 8 * 3))
     return float(fitted["tiny_tensors"] * fitted["tiny_frames"] * tiny.channels[3])
 
 

@@ -32,7 +32,7 @@ from tasks.media import images
 from tasks.media.codecs import has_alpha
 from tasks.media.decode import Channel, read_frames
 from tasks.media.encode import EncodedSegment, check_segment, encode_segment, layout_of
-from tasks.memory import Way, enforce_limit, streams_of
+from tasks.memory import Way, enforce_limit, grow_blocks, streams_of
 from tasks.plan import JobPlan, bytes_needed, read_plan
 from tasks.sources import check_unchanged, unchanged
 from tasks.storage import urls
@@ -166,6 +166,7 @@ def _make(
         enforce_limit(compute, device)
         memory = PeakMemory(device)
         way = Way.of(job, plan.params, geometry, compute, device, streams_of(plan.encode))
+        grow_blocks(way.rung, device)
         fallbacks: list[str] = []
         while True:
             try:

@@ -110,7 +110,7 @@ def test_the_users_choices_bind() -> None:
 
 def test_many_tiles_are_computed_at_once_where_they_fit() -> None:
     tiled = replace(PARAMS, tiled_dit="on", tile_size="512", tile_overlap=128)
-    wide, narrow = chosen(140, params=tiled), chosen(12, params=tiled)
+    wide, narrow = chosen(140, params=tiled), chosen(8, params=tiled)
     assert wide.placement.batch == 16
     assert 1 <= narrow.placement.batch < 16
 

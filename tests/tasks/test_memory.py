@@ -11,11 +11,14 @@ import torch
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import UserError
+from flashvsr_core.geometry import Geometry
+from flashvsr_core.ladder import ladder
 from flashvsr_core.picture import Painter
-from flashvsr_core.upscaler import Upscaler
+from flashvsr_core.registry import model_spec
+from flashvsr_core.upscaler import Upscaler, resolve_params
 from tasks import gpu, upscale
 from tasks.media.encode import EncodeParams
-from tasks.memory import enforce_limit
+from tasks.memory import enforce_limit, grow_blocks
 from tasks.plan import JobPlan, Request, make_plan
 from tasks.storage import urls
 from tasks.storage.jobs import Job
@@ -202,12 +205,33 @@ def test_every_choice_that_changes_no_pixel_changes_what_is_on_the_device(held: 
 
 
 def test_a_limit_holds_for_the_allocator_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[float] = []
+    taken: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: taken.append(share))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: taken.append((share, device.index))
+    )
     for limit in ("8GiB", "100GiB", None):
         enforce_limit(ComputeParams(memory_limit=limit), torch.device("cuda"))
-    assert taken == [0.1, 1.0, 1.0]
+    assert taken == [(0.1, 1), (1.0, 1), (1.0, 1)]  # PyTorch asks for a number
+
+
+def test_blocks_grow_only_where_memory_is_tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    params = resolve_params(UpscaleParams(model="v1.1"), model_spec("v1.1"), torch.device("cpu"))
+    whole, *others = ladder(model_spec("v1.1"), params, ComputeParams(), Geometry(352, 192, 4), "cuda")
+    tight = next(rung for rung in others if rung.placement.offload == "kv")
+    grow_blocks(whole, torch.device("cuda"))
+    grow_blocks(tight, torch.device("cpu"))
+    assert told == []
+    grow_blocks(tight, torch.device("cuda"))
+    assert told == ["expandable_segments:True"]
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
+    grow_blocks(tight, torch.device("cuda"))
+    assert len(told) == 1
 
 
 def test_a_full_work_folder_is_found_before_a_segment_is_begun(
