@@ -127,7 +127,7 @@ def look_at(result: Path, source: Path, plan: JobPlan, seconds: float, reference
     allowed = max(LEAST_LOOK, LOOK_SHARE * seconds)
     try:
         found, sights = quality.measure(result, source, plan.info, joins, allowed, deinterlace=plan.params.deinterlace)
-        here, notes = quality.or_note("no-reference scores", scorers.present)
+        here, notes = quality.or_note("the no-reference quality", scorers.present)
         scores, told = scorers.score([s.result for s in sights], here or ())
         notes += told
         against: dict[str, float] | None = None
