@@ -241,6 +241,7 @@ def _produce(
                 if attempt == ROUNDS - 1:
                     raise
         with localised(plan.source, compute, cache_dir) as source:
+            tell(StageEntered("look"), "looking at the result")
             look = look_at(whole_of(merged), source, plan, time.monotonic() - begun, truth)
         lease.check()
         tell(StageEntered("publish"), f"publishing {outputs.url}")

@@ -8,7 +8,7 @@ from tasks.forecast import NOTHING_KNOWN, Costs
 
 log = logging.getLogger("tasks.events")
 
-Stage = Literal["plan", "segments", "merge", "verify", "publish", "report"]
+Stage = Literal["plan", "segments", "merge", "verify", "look", "publish", "report"]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from tasks.media.guard import describe
 from tasks.media.probe import VideoInfo
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MARGIN = 4  # frames either side of a join or sample that are looked at
 SAMPLES = 24  # places at most
@@ -232,10 +235,10 @@ def _rounded(value: float | np.floating) -> float:
     return round(float(value), 3)
 
 
-def or_note(what: str, make: Callable[[], dict[str, float]]) -> tuple[dict[str, float], tuple[str, ...]]:
-    """What `make` finds; where it fails, the reason as a note: numbers about a result must not cost the result."""
+def or_note(what: str, make: Callable[[], T]) -> tuple[T | None, tuple[str, ...]]:
+    """What `make` finds; or None and why it fails, as a note: numbers about a result must not cost the result."""
     try:
         return make(), ()
     except Exception as error:  # noqa: BLE001 - told, in the report
         log.warning("%s was not measured: %s", what, error)
-        return {}, (f"{what} was not measured: {error}",)
+        return None, (f"{what} was not measured: {error}",)

@@ -18,14 +18,13 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
 
 from flashvsr_core.errors import FlashvsrError
-from tasks import html, quality
+from tasks import html, quality, scorers
 from tasks.ahead import encoder_note
 from tasks.media.ffmpeg import ffmpeg_version, find_ffmpeg
 from tasks.pictures import Comparison, comparison
 from tasks.plan import JobPlan
 from tasks.quality import Quality
 from tasks.reference import compare
-from tasks.scorers import present, score
 from tasks.storage import urls
 from tasks.storage.jobs import Job, SegmentResult
 
@@ -128,12 +127,14 @@ def look_at(result: Path, source: Path, plan: JobPlan, seconds: float, reference
     allowed = max(LEAST_LOOK, LOOK_SHARE * seconds)
     try:
         found, sights = quality.measure(result, source, plan.info, joins, allowed, deinterlace=plan.params.deinterlace)
-        scores, notes = quality.or_note("no-reference scores", lambda: score([s.result for s in sights], present()))
-        against: dict[str, float] = {}
+        here, notes = quality.or_note("the no-reference quality", scorers.present)
+        scores, told = scorers.score([s.result for s in sights], here or ())
+        notes += told
+        against: dict[str, float] | None = None
         if reference is not None:
             against, more = quality.or_note("the reference", lambda: compare(result, reference))
             notes += more
-        found = replace(found, scores=scores, reference=against, reference_file=str(reference or ""), notes=notes)
+        found = replace(found, scores=scores, reference=against or {}, reference_file=str(reference or ""), notes=notes)
         return Look(found, tuple(comparison(sight) for sight in sights))
     except (FlashvsrError, OSError, ValueError, MemoryError) as error:
         log.warning("the result's quality was not measured: %s", error)
@@ -182,7 +183,7 @@ def make_report(
         warnings=warnings,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command_of(plan, output.pattern or output.url),
-        versions=versions_here() | plan.versions,
+        versions=versions_here() | plan.versions | (scorers.versions(look.quality.scores) if look.quality else {}),
         computed=tuple(sorted(computed)),
         quality=look.quality,
     )

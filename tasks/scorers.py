@@ -1,7 +1,18 @@
-"""No-reference scores by models of others, only where package and weights are on this machine already."""
+"""No-reference scores by models of others, only where package and weights are on this machine already.
 
-from collections.abc import Callable, Sequence
+Such a package runs in a process of its own: what it prints, breaks, or takes too long over costs a score and no more,
+and there it reaches no network.
+"""
+
+import io
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,8 +20,31 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-# pyiqa's name of a metric, and where below PyTorch's hub folder it looks for weights; elsewhere it would fetch them.
-PYIQA = {"musiq": "pyiqa/musiq_koniq_ckpt-*.pth", "clipiqa": "clip/RN50.pt"}
+from flashvsr_core.errors import FlashvsrError, UserError
+from tasks.quality import or_note
+
+SECONDS = 120.0  # a scorer may take for all frames
+# Of a frame that are looked at. MUSIQ's work grows with their square: 14 s of a core and 1.5 GB for 1920x1080, and for
+# 3840x2160 109 s and 4.7 GB.
+PIXELS = 1920 * 1080
+ANSWER = "flashvsr-score "  # begins a line with a score; the package writes others
+NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "urllib.Request"})  # Python's audit events
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What pyiqa needs for one of its metrics."""
+
+    weights: str  # below PyTorch's hub folder, where pyiqa keeps them
+    option: str  # of `pyiqa.create_metric`, that takes their path: given one, pyiqa does not look for a download
+    least: int = 1  # pixels of a frame's shorter side
+
+
+PYIQA = {
+    "musiq": Metric("pyiqa/musiq_koniq_ckpt-*.pth", "pretrained_model_path"),
+    # CLIP's ResNet-50 halves a frame five times.
+    "clipiqa": Metric("clip/RN50.pt", "backbone", least=32),
+}
 
 
 class Scorer(Protocol):
@@ -19,47 +53,141 @@ class Scorer(Protocol):
     @property
     def name(self) -> str: ...
 
-    def score(self, frame: np.ndarray) -> float:
-        """The score of one frame, uint8 H W 3."""
+    def score(self, frames: Sequence[np.ndarray]) -> Sequence[float]:
+        """The scores of frames (uint8 H W 3, all of one size), at least one; fewer than frames where time is short."""
         ...
 
 
 @dataclass(frozen=True)
 class PyiqaScorer:
-    """A metric of pyiqa."""
+    """A metric of pyiqa, on the CPU."""
 
     name: str
-    metric: Any
+    weights: Path
 
-    def score(self, frame: np.ndarray) -> float:
-        x = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float() / 255
+    def score(self, frames: Sequence[np.ndarray]) -> tuple[float, ...]:
+        """As Scorer. UserError where frames are too small, FlashvsrError with what pyiqa complains of."""
+        height, width = frames[0].shape[:2]
+        least = PYIQA[self.name].least
+        if min(height, width) < least:
+            raise UserError(f"a frame of {width}x{height} is too small for it; it needs {least} pixels each way")
+        code = "from tasks.scorers import serve; serve()"
+        command = [sys.executable, "-P", "-c", code, self.name, str(self.weights)]
+        given = io.BytesIO()
+        np.save(given, np.stack(frames))
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        try:
+            done = subprocess.run(command, input=given.getvalue(), capture_output=True, timeout=SECONDS, env=env)
+            said, end = done.stdout, _end(done)
+        except subprocess.TimeoutExpired as late:
+            said, end = late.stdout or b"", f"no frame of {width}x{height} was done within {SECONDS:.0f} s"
+        lines = said.decode(errors="replace").splitlines()
+        found = tuple(float(line.removeprefix(ANSWER)) for line in lines if line.startswith(ANSWER))
+        if not found:
+            raise FlashvsrError(end)
+        return found
+
+
+def _end(done: subprocess.CompletedProcess[bytes]) -> str:
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    if done.returncode == 1 and lines:  # said by us, or the last words of an exception
+        return lines[-1]
+    return (
+        f"its process ended with status {done.returncode}; below 0 it was killed by that signal, -9 for want of memory"
+    )
+
+
+def serve() -> None:
+    """The child: frames on standard input as numpy writes them, a line for each score on standard output."""
+    sys.addaudithook(_stay_here)
+    name, weights = sys.argv[1:]
+    frames = np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False)
+    metric = _metric(name, Path(weights))
+    for frame in frames:
+        x = torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():
-            return float(self.metric(x))
+            value = float(metric(x))
+        if not math.isfinite(value):
+            sys.exit(f"the score is {value}; {weights} may be damaged: fetch it again")
+        sys.stdout.write(f"\n{ANSWER}{value}\n")
+        sys.stdout.flush()
+
+
+def _stay_here(event: str, args: tuple[Any, ...]) -> None:
+    if event in NETWORK:
+        raise PermissionError(f"pyiqa wanted to download ({event}), and nothing is downloaded for a score")
+
+
+def _metric(name: str, weights: Path) -> Any:
+    """The module of a metric; ends the process with a sentence where the package or its weights are unfit."""
+    try:
+        import pyiqa
+
+        return pyiqa.create_metric(name, device="cpu", **{PYIQA[name].option: str(weights)})
+    except Exception as error:  # noqa: BLE001 - whatever a foreign package raises; told
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        sys.exit(
+            f"pyiqa made nothing of {weights} ({weights.stat().st_size} bytes): {reason}; install it anew "
+            "(pip install 'flashvsr[scores]'), or fetch the file again"
+        )
 
 
 Finder = Callable[[Path], Sequence[Scorer]]
 """The scorers of one kind that work without any download, given the folder where PyTorch keeps weights."""
 
 
-def pyiqa_here(hub: Path) -> tuple[Scorer, ...]:
-    """Metrics of pyiqa whose weights are on disk; nothing is imported where none are."""
-    names = [name for name, pattern in PYIQA.items() if any(hub.glob(pattern))]
-    if not names or find_spec("pyiqa") is None:
+def pyiqa_here(folder: Path) -> tuple[Scorer, ...]:
+    """Metrics of pyiqa whose weights are on disk."""
+    if find_spec("pyiqa") is None:
         return ()
-    import pyiqa
-
-    return tuple(PyiqaScorer(name, pyiqa.create_metric(name, device="cpu")) for name in names)
+    found = ((name, sorted(folder.glob(metric.weights))) for name, metric in PYIQA.items())
+    return tuple(PyiqaScorer(name, files[-1]) for name, files in found if files)
 
 
 FINDERS: tuple[Finder, ...] = (pyiqa_here,)
 
 
-def present(hub: Path | None = None) -> tuple[Scorer, ...]:
-    """All scorers that work here without any download; `hub`: where weights are looked for, default PyTorch's."""
-    hub = hub or Path(torch.hub.get_dir())
-    return tuple(scorer for finder in FINDERS for scorer in finder(hub))
+def hub() -> Path:
+    """Where PyTorch keeps weights on this machine."""
+    return Path(torch.hub.get_dir())
 
 
-def score(frames: Sequence[np.ndarray], scorers: Sequence[Scorer]) -> dict[str, float]:
-    """Mean scores of frames, by name of the scorer."""
-    return {s.name: round(float(np.mean([s.score(frame) for frame in frames])), 4) for s in scorers if frames}
+def present(folder: Path | None = None) -> tuple[Scorer, ...]:
+    """All scorers that work here without any download; `folder`: where weights are looked for, default PyTorch's."""
+    return tuple(scorer for finder in FINDERS for scorer in finder(folder or hub()))
+
+
+def score(frames: Sequence[np.ndarray], scorers: Sequence[Scorer]) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Mean scores of frames (uint8 H W 3, all of one size) by name of the scorer, and notes on what they are of."""
+    if not frames or not scorers:
+        return {}, ()
+    found: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+    parts = [middle(frame) for frame in frames]
+    if parts[0].shape != frames[0].shape:
+        size = "{1}x{0}".format(*parts[0].shape)
+        notes += (f"no-reference scores are of the middle of each frame, {size} pixels",)
+    for scorer in scorers:
+        values, failed = or_note(f"the score {scorer.name}", partial(scorer.score, parts))
+        notes += failed
+        if values:
+            found[scorer.name] = round(float(np.mean(values)), 4)
+            if len(values) < len(parts):
+                notes += (
+                    f"the score {scorer.name} is of {len(values)} of {len(parts)} frames; it had no time for more",
+                )
+    return found, notes
+
+
+def versions(scores: Mapping[str, float]) -> dict[str, str]:
+    """Of the packages that made scores."""
+    return {"pyiqa": version("pyiqa")} if scores.keys() & PYIQA.keys() else {}
+
+
+def middle(frame: np.ndarray) -> np.ndarray:
+    """The middle of a frame (H W 3), of its shape and of at most PIXELS pixels."""
+    height, width = frame.shape[:2]
+    share = min(1.0, math.sqrt(PIXELS / (height * width)))
+    rows, columns = int(height * share), int(width * share)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return frame[top : top + rows, left : left + columns]

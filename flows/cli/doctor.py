@@ -155,6 +155,15 @@ def _s3() -> Finding:
         return Finding("s3", "note", "not installed", "for s3:// places: pip install 'flashvsr[s3]'")
 
 
+def _scores() -> Finding:
+    from tasks.scorers import hub, present
+
+    if scorers := present():
+        return Finding("scores", "ok", f"{', '.join(scorer.name for scorer in scorers)} with weights in {hub()}")
+    remedy = "for MUSIQ and CLIPIQA in reports: docs/report.md says how to get pyiqa and its weights"
+    return Finding("scores", "note", f"none; no pyiqa, or no weights in {hub()}", remedy)
+
+
 def _memory() -> Finding:
     memory = psutil.virtual_memory()
     found = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
@@ -173,7 +182,8 @@ def _disk() -> Finding:
 
 
 _CHECKS: tuple[Callable[[], Finding], ...] = (
-    _python, _system, _torch, _gpu, _triton, _ffmpeg, _encoders, _nvenc, _prefect, _weights, _s3, _memory, _disk,
+    _python, _system, _torch, _gpu, _triton, _ffmpeg, _encoders, _nvenc, _prefect, _weights, _s3, _scores, _memory,
+    _disk,
 )  # fmt: skip
 
 

@@ -117,6 +117,7 @@ def test_doctor() -> None:
     found = {finding["what"]: finding for finding in json.loads(done.stdout)}
     assert found["ffmpeg"]["state"] == found["encoders"]["state"] == found["prefect"]["state"] == "ok"
     assert all(finding["remedy"] for finding in found.values() if finding["state"] != "ok")
+    assert "hub" in found["scores"]["found"]
 
 
 def test_names_that_shells_and_ffmpeg_would_misread(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_logs_reach_the_run(seen: Seen) -> None:
     while time.monotonic() < deadline and not any("publishing" in line for line in lines):
         lines = [log["message"] for log in seen.api.call("POST", "/logs/filter", {})]
         time.sleep(0.5)
-    for text in ("40 frames in 3 segments", "segment 2 [32, 40) computed in", "publishing"):
+    for text in ("40 frames in 3 segments", "segment 2 [32, 40) computed in", "looking at the result", "publishing"):
         assert any(text in line for line in lines), (text, lines)
     assert not any("FramesDone" in line for line in lines)
 

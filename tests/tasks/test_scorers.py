@@ -1,8 +1,11 @@
-"""No-reference scores: through the interface into report and page, and nothing that would have to be downloaded."""
+"""No-reference scores: through the interface into report and page, and nothing that would have to be downloaded.
 
-import importlib
+The package here is a stand-in, for what the real one does seldom; tests/system/test_scores.py has the real one.
+"""
+
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +14,28 @@ import pytest
 from tasks import scorers
 from tasks.recover import recover
 from tasks.report import look_at, page_beside, report_beside
-from tasks.scorers import PyiqaScorer, present, score
+from tasks.scorers import PyiqaScorer, middle, present, score
 from tasks.storage import urls
 from tests.tasks.conftest import Made
 
-# What pyiqa offers of itself here: `create_metric`, which would download weights that are not in place.
+# What pyiqa offers of itself: `create_metric`, which prints, and what it makes.
 PYIQA = """
+import json, os, pathlib, sys
 import torch
-
-made = []
 
 class Mean(torch.nn.Module):
     def forward(self, x):
         assert x.dtype == torch.float32 and x.shape[:2] == (1, 3) and 0 <= float(x.min()) <= float(x.max()) <= 1
+        {forward}
         return x.mean()[None, None]
 
-def create_metric(name, device):
-    made.append((name, device))
+def create_metric(name, device, **options):
+    (pathlib.Path(__file__).parent / f"{{name}}.json").write_text(json.dumps([device, options]))
+    print("Loading pretrained model", flush=True)
+    {create}
     return Mean()
 """
+FRAME = np.full((40, 60, 3), 51, np.uint8)
 
 
 class Sharpness:
@@ -37,28 +43,55 @@ class Sharpness:
 
     name = "sharpness"
 
-    def score(self, frame: np.ndarray) -> float:
-        return float(np.abs(np.diff(frame.astype(float), axis=1)).mean())
+    def score(self, frames: Sequence[np.ndarray]) -> list[float]:
+        return [float(np.abs(np.diff(frame.astype(float), axis=1)).mean()) for frame in frames]
+
+
+class Broken:
+    name = "broken"
+
+    def score(self, frames: Sequence[np.ndarray]) -> list[float]:
+        raise RuntimeError("weights are damaged")
 
 
 @pytest.fixture
-def pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
-    """The package is importable; returns the metrics that were made with it."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "pyiqa.py").write_text(PYIQA)
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    before = sys.modules.pop("pyiqa", None)
-    yield importlib.import_module("pyiqa").made
-    del sys.modules["pyiqa"]
-    if before is not None:
-        sys.modules["pyiqa"] = before
+def pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes the package importable, here and for child processes; returns its folder, which gets what it was told."""
+
+    def make(create: str = "pass", forward: str = "pass") -> Path:
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "pyiqa.py").write_text(PYIQA.format(create=create, forward=forward))
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        return tmp_path / "site"
+
+    return make
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """Where PyTorch keeps weights, with files of the names that pyiqa gives them."""
+    for place in ("pyiqa/musiq_koniq_ckpt-e95806b9.pth", "clip/RN50.pt"):
+        (tmp_path / "hub" / place).parent.mkdir(parents=True)
+        (tmp_path / "hub" / place).write_text("weights")
+    return tmp_path / "hub"
 
 
 def test_the_score_is_the_mean_of_frames() -> None:
     flat, sharp = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
     sharp[:, ::2] = 90
-    assert score([flat, sharp], [Sharpness()]) == {"sharpness": 45.0}
-    assert score([], [Sharpness()]) == {}
+    assert score([flat, sharp], [Sharpness()]) == ({"sharpness": 45.0}, ())
+    assert score([], [Sharpness()]) == ({}, ())
+
+
+def test_of_a_large_frame_the_middle_is_scored() -> None:
+    frame = np.zeros((2160, 3840, 3), np.uint8)
+    frame[::2] = 90
+    frame[540:1620, 960:2880] = 7
+    assert middle(frame).shape == (1080, 1920, 3)
+    found, notes = score([frame], [Sharpness()])
+    assert (found, len(notes)) == ({"sharpness": 0.0}, 1)
+    assert "1920x1080 pixels" in notes[0]
+    assert middle(np.zeros((4320, 1080, 3), np.uint8)).shape == (2880, 720, 3)
 
 
 def test_a_scorer_reaches_report_and_page(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,39 +106,82 @@ def test_a_scorer_reaches_report_and_page(made: Made, tmp_path: Path, monkeypatc
 def test_a_scorer_that_fails_costs_only_its_numbers(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_hub: Path) -> tuple[Sharpness, ...]:
-        raise RuntimeError("weights are damaged")
-
-    monkeypatch.setattr(scorers, "FINDERS", (broken,))
+    monkeypatch.setattr(scorers, "FINDERS", (lambda _hub: (Broken(), Sharpness()),))
     recover(made.job, str(tmp_path / "out.mp4"), made.cache_dir)
     quality = look_at(tmp_path / "out.mp4", made.source, made.plan, 1.0).quality
     assert quality is not None
-    assert (quality.scores, quality.frames_measured > 0) == ({}, True)
-    assert "weights are damaged" in quality.notes[0]
+    assert (list(quality.scores), quality.frames_measured > 0) == (["sharpness"], True)
+    assert "the score broken was not measured: weights are damaged" in quality.notes[0]
 
 
-def test_without_weights_on_disk_nothing_is_made(pyiqa: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_without_weights_on_disk_nothing_is_found(pyiqa: Callable[..., Path], tmp_path: Path) -> None:
     """Not where nothing is, and not where weights lie in a place at which the package would not look."""
+    pyiqa()
     assert present(tmp_path) == ()
     (tmp_path / "pyiqa" / "old").mkdir(parents=True)
     for name in ("RN50.pt", "old/musiq_koniq_ckpt-e95806b9.pth"):
         (tmp_path / "pyiqa" / name).touch()
     assert present(tmp_path) == ()
-    assert pyiqa == []
 
 
-def test_weights_without_the_package_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_without_the_package_are_left_alone(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorers, "find_spec", lambda _name: None)
-    (tmp_path / "clip").mkdir()
-    (tmp_path / "clip" / "RN50.pt").touch()
-    assert present(tmp_path) == ()
+    assert present(hub) == ()
 
 
-def test_metrics_whose_weights_are_there_score(pyiqa: list[tuple[str, str]], tmp_path: Path) -> None:
-    for place in ("pyiqa/musiq_koniq_ckpt-e95806b9.pth", "clip/RN50.pt"):
-        (tmp_path / place).parent.mkdir()
-        (tmp_path / place).touch()
-    found = present(tmp_path)
+def test_metrics_whose_weights_are_there_score(
+    pyiqa: Callable[..., Path], hub: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They are told where their weights are, so that they need not look; what they print is not ours to show."""
+    told = pyiqa()
+    found = present(hub)
     assert all(isinstance(scorer, PyiqaScorer) for scorer in found)
-    assert pyiqa == [("musiq", "cpu"), ("clipiqa", "cpu")]
-    assert score([np.full((4, 6, 3), 51, np.uint8)], found) == {"musiq": 0.2, "clipiqa": 0.2}
+    assert score([FRAME, 2 * FRAME], found) == ({"musiq": 0.3, "clipiqa": 0.3}, ())
+    musiq = str(hub / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth")
+    assert json.loads((told / "musiq.json").read_text()) == ["cpu", {"pretrained_model_path": musiq}]
+    assert json.loads((told / "clipiqa.json").read_text()) == ["cpu", {"backbone": str(hub / "clip" / "RN50.pt")}]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("create", "forward", "reason"),
+    [
+        ("import urllib.request; urllib.request.urlopen('http://127.0.0.1:9/')", "pass", "nothing is downloaded for a"),
+        (
+            "import pkg_resources_is_gone",
+            "pass",
+            "No module named 'pkg_resources_is_gone'; install it anew (pip install",
+        ),
+        ("pass", "x = x * torch.nan", "the score is nan; "),
+        ("pass", "print('words', file=sys.stderr); os.kill(os.getpid(), 9)", "its process ended with status -9"),
+    ],
+    ids=["download", "package", "nan", "death"],
+)
+def test_what_goes_wrong_in_the_package_is_a_note(
+    pyiqa: Callable[..., Path], hub: Path, create: str, forward: str, reason: str
+) -> None:
+    pyiqa(create, forward)
+    weights = hub / "clip" / "RN50.pt"
+    found, (note,) = score([FRAME], [PyiqaScorer("clipiqa", weights)])
+    assert found == {}
+    assert note.startswith("the score clipiqa was not measured: ")
+    assert reason in note
+    assert "os.kill" in forward or str(weights) in note
+
+
+def test_a_frame_too_small_for_the_metric_is_a_note(hub: Path) -> None:
+    found, (note,) = score([FRAME[:24]], [PyiqaScorer("clipiqa", hub / "clip" / "RN50.pt")])
+    assert found == {}
+    assert "a frame of 60x24 is too small for it; it needs 32 pixels each way" in note
+
+
+@pytest.mark.parametrize("done", [0, 1], ids=["none", "some"])
+def test_time_ends_a_score(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int) -> None:
+    slow = tmp_path / "python"
+    slow.write_text(f"#!/bin/sh\n{done * 'echo flashvsr-score 0.5'}\nexec sleep 600\n")
+    slow.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    monkeypatch.setattr(scorers, "SECONDS", 3.0)
+    found, (note,) = score([FRAME, FRAME], [PyiqaScorer("clipiqa", hub / "clip" / "RN50.pt")])
+    assert found == ({"clipiqa": 0.5} if done else {})
+    assert ("is of 1 of 2 frames" if done else "no frame of 60x40 was done within 3 s") in note
