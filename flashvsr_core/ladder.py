@@ -18,7 +18,7 @@ from flashvsr_core.relief import Placement, half_tile
 from flashvsr_core.tiling import DEFAULT_OVERLAP, dit_tiles, tiles_of
 
 _STRIPS = (2, 3, 4, 6)
-_TILES = (1024, 768, 512, 384)  # smaller ones show their seams (tests/bench/tiling.md)
+_TILES = (1024, 768, 512, 384)  # measured one by one: tests/bench/tiling.md
 _DECODER_TILES = (1024, 512, 256)
 _MOST_AT_ONCE = 16  # tiles; more make no better use of a GPU
 

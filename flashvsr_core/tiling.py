@@ -21,8 +21,12 @@ from flashvsr_core.models.dit import Sparsity
 
 LATENT_PIXELS = 8  # output pixels of one latent pixel
 DEFAULT_TILE = 1024
-# Measured with the embedded model (tests/bench/tiling.md): 53 dB for tiles from 384 on, no seam from 512 on.
+# Measured with the embedded model: tests/bench/tiling.md.
 DEFAULT_OVERLAP = 256
+# At a tile's edge that has no weight: one token, whose error is 1.4 times (tiles of 384) and 2.1 times (512) the tile's
+# average. Everywhere else it is even, so the ramp between is as wide as it may be: it averages two errors
+# (tests/bench/tiling.md).
+EDGE_PIXELS = 16
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,8 @@ def _cuts(total: int, size: int) -> list[int]:
 def ramps(starts: Sequence[int], size: int) -> list[Tensor]:
     """Weights along one axis of tiles at `starts` (in latent pixels, ascending): each `size`, float64, together 1.
 
-    They go from 0 to 1 over the middle half of each overlap, so what lies at a tile's edge, where it lacks its
-    surroundings, is not seen.
+    They go from 0 to 1 over each overlap but for `EDGE_PIXELS` at either end, so what lies at a tile's edge, where it
+    lacks its surroundings, is not seen.
     """
     total = starts[-1] + size
     centres = torch.arange(total, dtype=torch.float64) + 0.5
@@ -134,10 +138,11 @@ def ramps(starts: Sequence[int], size: int) -> list[Tensor]:
 
 
 def _ramp(centres: Tensor, low: int, high: int) -> Tensor:
-    """0 to 1 over the middle half of [low, high]."""
+    """0 to 1 over [low, high] without the edges; all at once where nothing overlaps."""
     if high <= low:
         return (centres >= low).double()
-    return ((centres - low) / (high - low) * 2 - 0.5).clamp(0, 1)
+    edge = EDGE_PIXELS // LATENT_PIXELS
+    return ((centres - low - edge) / (high - low - 2 * edge)).clamp(0, 1)
 
 
 class Blend:
