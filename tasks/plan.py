@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_STORE = ".flashvsr"  # beside the output
 PLAN = 2  # version of plan.json
-PIXELS = 3  # raised by hand when the same parameters give other pixels
+PIXELS = 4  # raised by hand when the same parameters give other pixels
 BYTES = 1  # raised by hand when the same pixels are encoded otherwise
 
 OTHER_SCALES = {
