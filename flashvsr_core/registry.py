@@ -59,7 +59,7 @@ class TcDecoderSpec:
     channels: tuple[int, int, int, int]
     latent_channels: int = 16
     residual: float = 0.0
-    shares: tuple[float, float] = (1.0, 1.0)  # of what is added to the condition, at scales 2 and 3
+    shares: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of what is added to the condition, at scales 2, 3 and 4
     blocks: tuple[int, int, int] = (3, 3, 3)  # memory blocks at 1/8, 1/4 and 1/2
     shuffle: bool = False
     condition: bool = True  # whether the first convolution sees the condition beside the latents
@@ -106,7 +106,7 @@ MODELS: dict[str, ModelSpec] = {
             channels=(64, 80, 32, 3),
             latent_channels=64,
             residual=0.1,
-            shares=(0.4, 0.6),
+            shares=(0.4, 0.7, 0.8),  # flashvsr_core/assets/nano.md
             blocks=(1, 3, 2),
             shuffle=True,
             condition=False,

@@ -109,8 +109,8 @@ class Upscaler:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         net = build_network(weights, DTYPES[resolved.precision], device, resolved.mode)
-        if isinstance(net.decode, TcDecoder) and resolved.scale < 4:
-            net.decode.residual *= weights.spec.tcdecoder.shares[resolved.scale - 2]  # less is missing there
+        if isinstance(net.decode, TcDecoder):
+            net.decode.residual *= weights.spec.tcdecoder.shares[resolved.scale - 2]  # the less, the less is missing
         if resolved.profile == "fast" and device.type == "cuda":
             _quantise(net)
         found = cls(net, weights.spec, resolved, device)

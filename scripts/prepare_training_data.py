@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -207,11 +208,12 @@ def _decode_opencv(path: Path) -> np.ndarray:
 def unpack(small: Path, cache: Path) -> None:
     for folder in ("photos", "film", "coded", "eval"):
         (cache / folder).mkdir(parents=True, exist_ok=True)
-    for path in sorted((small / "photos").glob("*.jpg")):
-        np.save(cache / "photos" / f"{path.stem}.npy", np.array(Image.open(path).convert("RGB")))
-    for folder in ("film", "coded", "eval"):
-        for path in sorted((small / folder).glob("*.mp4")):
-            np.save(cache / folder / f"{path.stem}.npy", decode(path))
+    photos = sorted((small / "photos").glob("*.jpg"))
+    films = [path for folder in ("film", "eval", "coded") for path in sorted((small / folder).glob("*.mp4"))]
+    with ThreadPoolExecutor() as pool:  # decoders and writing hold no lock of Python's
+        done = [pool.submit(_unpack_one, path, cache) for path in (*films, *photos)]
+    for job in done:
+        job.result()
     _make_eval(cache)
     index = {
         "photos": [name for name in PHOTOS if name not in HELD_OUT], "held_out": HELD_OUT,
@@ -219,6 +221,11 @@ def unpack(small: Path, cache: Path) -> None:
         "coded": [[p.stem, p.stem[4:], int(p.stem[:3])] for p in sorted((small / "coded").glob("*.mp4"))],
     }  # fmt: skip
     (cache / "cache.json").write_text(json.dumps(index, indent=1))
+
+
+def _unpack_one(path: Path, cache: Path) -> None:
+    pixels = decode(path) if path.suffix == ".mp4" else np.array(Image.open(path).convert("RGB"))
+    np.save(cache / path.parent.name / f"{path.stem}.npy", pixels)
 
 
 def _make_eval(cache: Path) -> None:

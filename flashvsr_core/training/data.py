@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashvsr_core.training.camera import draw_path, occlude, pyramid, render
-from flashvsr_core.training.degrade import plain, random_degradation, random_steps, reduce
+from flashvsr_core.training.degrade import plain, random_degradation, random_steps, reduce, soft_camera
 
 SCALE = 4
 _SCALES, _SCALE_SHARES = (4, 3, 2), (0.66, 0.17, 0.17)
@@ -26,6 +26,7 @@ class Mix:
     """Where clips come from."""
 
     film: float = 0.3
+    soft: float = 0.0  # share of the clips not coded by H.264 that a soft camera took
 
 
 class Bank:
@@ -72,6 +73,8 @@ class Bank:
         if rng.random() < _CUT_SHARE:
             at = int(rng.integers(1, frames))
             truth = torch.cat([truth[:at], self._photo(rng, frames - at, size)])
+        if mix.soft and rng.random() < mix.soft:  # at 0 the draws stay those of earlier recipes
+            truth = soft_camera(truth, rng)
         truth = _recolour(rng, truth)
         exact = size // scale * scale  # what the scale divides; the rest is padded as in the upscaler
         truth = truth[..., :exact, :exact]

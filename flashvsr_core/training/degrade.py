@@ -15,6 +15,8 @@ Frames = Tensor
 _PLAIN_SHARE = 0.4  # a third of all clips: those that H.264 damaged are drawn elsewhere
 _MILD_SHARE = 1 / 4
 _KERNELS = ("bicubic", "bilinear", "area")
+_SOFT_SIGMA = (0.4, 2.0)  # of a soft camera's blur, in pixels of the full picture, drawn evenly in its logarithm
+_SOFT_SIZE = (0.35, 0.9)  # or its size before it was enlarged
 
 
 def reduce(frames: Frames, scale: int, kernel: str = "bicubic") -> Frames:
@@ -83,6 +85,16 @@ def random_steps(small: Frames, rng: np.random.Generator) -> Frames:
     return quantise(small.clamp(0, 1))
 
 
+def soft_camera(truth: Frames, rng: np.random.Generator) -> Frames:
+    """What a softer camera would have taken, alike in all frames: blurred (2 of 3), or enlarged from a smaller size.
+
+    Photographs that were reduced are sharper than film; a model that knows only them adds too much to film.
+    """
+    if rng.random() < 2 / 3:
+        return blur(truth, float(np.exp(rng.uniform(*np.log(_SOFT_SIGMA)))))
+    return _through(truth, rng.uniform(*_SOFT_SIZE), "bicubic")
+
+
 def _random_blur(frames: Frames, rng: np.random.Generator) -> Frames:
     return blur(frames, float(rng.uniform(0.3, 0.8))) if rng.random() < 0.25 else frames
 
@@ -99,12 +111,15 @@ def _random_resize(frames: Frames, rng: np.random.Generator) -> Frames:
     """To another size and back, as material that was scaled before has been."""
     if rng.random() > 0.2:
         return frames
-    factor = rng.uniform(0.75, 1.3)
+    return _through(frames, rng.uniform(0.75, 1.3), "bilinear")
+
+
+def _through(frames: Frames, factor: float, kernel: str) -> Frames:
+    """To `factor` times the size by `kernel`, and back."""
     size = [max(8, int(n * factor)) for n in frames.shape[-2:]]
-    resized = F.interpolate(frames, size=size, mode="bilinear", antialias=True, align_corners=False)
-    return F.interpolate(resized, size=frames.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(
-        0, 1
-    )
+    resized = F.interpolate(frames, size=size, mode=kernel, antialias=True, align_corners=False)
+    back = F.interpolate(resized, size=frames.shape[-2:], mode="bicubic", antialias=True, align_corners=False)
+    return back.clamp(0, 1)
 
 
 _STEPS = (_random_blur, _random_noise, _random_jpeg, _random_resize)

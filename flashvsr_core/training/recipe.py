@@ -18,6 +18,7 @@ class Recipe:
     sizes: tuple[int, ...] = (256, 256, 256, 512)  # one is drawn per iteration
     first: int = 48  # clips that the initial values are fitted to
     film: float = 0.3
+    soft: float = 0.0  # share of the clips (not of those that H.264 damaged) whose truth a soft camera took
     lr: float = 1e-3
     fan_in: int = 288  # a layer with more inputs learns that much slower
     warmup: int = 150  # iterations

@@ -48,7 +48,7 @@ class Trainer:
         self.iteration, self.spent = 0, 0.0
         self.waited = 0.0  # seconds, for data
         self.rewarm = 0
-        self.mix = Mix(recipe.film)
+        self.mix = Mix(recipe.film, recipe.soft)
         self._seed()
         self.model = Model(spec).to(device)
         if fit:

@@ -19,9 +19,10 @@ from flashvsr_core.kernels.block_attention import attend_torch
 from flashvsr_core.models.dit import KvRing
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.registry import MODELS, DitSpec, LqSpec, ModelSpec, TcDecoderSpec
+from flashvsr_core.training import data
 from flashvsr_core.training.camera import draw_path, pyramid, render
 from flashvsr_core.training.data import Bank, Mix
-from flashvsr_core.training.degrade import DEGRADATIONS, random_degradation
+from flashvsr_core.training.degrade import DEGRADATIONS, random_degradation, soft_camera
 from flashvsr_core.training.evaluate import CARD_CLIPS, bicubic, card, read_weights, upscale
 from flashvsr_core.training.export import save_export, spec_of
 from flashvsr_core.training.initial import LATENT_STD, draw_linear
@@ -281,6 +282,32 @@ def test_degradations_reduce_and_damage(scale: int) -> None:
         assert torch.allclose(small * 255, (small * 255).round(), atol=1e-3)
 
 
+def test_a_soft_camera_takes_away_what_is_fine_and_leaves_the_rest() -> None:
+    """Alike in all frames, whatever it draws: of single pixels little is left or much, waves 128 pixels long stay."""
+    fine = torch.rand(1, 3, 64, 64).expand(3, -1, -1, -1)
+    wide = (0.5 + 0.4 * torch.sin(torch.arange(256) * 2 * np.pi / 128)).expand(1, 3, 64, 256)
+    left = []
+    for seed in range(40):
+        taken, kept = (soft_camera(clip, np.random.default_rng(seed)) for clip in (fine, wide))
+        assert taken.shape == fine.shape
+        assert torch.allclose(taken[0], taken[2], atol=1e-6)
+        assert psnr(kept[..., 16:-16] * 255, wide[..., 16:-16] * 255) > 40
+        left.append(float(taken.std() / fine.std()))
+    assert 0.1 < min(left) < 0.2
+    assert 0.75 < max(left) < 0.95
+
+
+def test_a_share_of_the_truths_is_soft(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the model is given is made of that truth."""
+    monkeypatch.setattr(data, "soft_camera", lambda truth, _: torch.zeros_like(truth))
+    bank, clips = Bank(cache, CPU), 40
+    for share, least, most in ((0.0, 0, 0), (0.5, 12, 28), (1.0, clips, clips)):
+        condition, truth = bank.draw(np.random.default_rng(5), clips, 2, 128, Mix(0.0, share))
+        soft = truth.amax(dim=(1, 2, 3, 4)) < -0.9
+        assert least <= int(soft.sum()) <= most
+        assert bool((condition.mean(dim=(1, 2, 3, 4))[soft] < -0.9).all())
+
+
 def test_metrics() -> None:
     a = torch.rand(3, 32, 32) * 255
     assert psnr(a, a + 1) == pytest.approx(48.13, abs=0.01)
@@ -297,9 +324,9 @@ def test_a_recipe_file_changes_recipe_and_spec(tmp_path: Path) -> None:
 
 
 def test_the_recipes_lead_to_the_embedded_model() -> None:
-    """The longer run begins with what the first one makes, which lacks only layers that `start` may add."""
+    """Each run begins with what the one before makes; the first lacks only layers that `start` may add."""
     folder = Path(training.__file__).parent
-    first, longer = (load_recipe(folder / f"{name}.json")[1] for name in ("first", "longer"))
-    assert longer == replace(MODELS["nano"], vae=None)
+    first, longer, softer = (load_recipe(folder / f"{name}.json")[1] for name in ("first", "longer", "softer"))
+    assert softer == longer == replace(MODELS["nano"], vae=None)
     assert first == replace(longer, tcdecoder=replace(longer.tcdecoder, detail=(2,), gate=False))
     assert spec_of(embedded_path()) == longer
