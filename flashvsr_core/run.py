@@ -158,7 +158,7 @@ class Run:
                     crop(x[0, :, :most].transpose(0, 1).float(), self.geometry) for x in (decoded, condition)
                 )
                 frames = CORRECTIONS[self.params.color_fix](out, reference)
-                finite = out.isfinite().flatten(1).all(dim=1)
+                finite = _finite(out)
             with self.stage("send"):
                 return len(frames), send(frames, finite, self.pack, first, self.params.precision)
 
@@ -198,6 +198,12 @@ class Run:
             self.relief.join(state, fitting)
         if state.at_once != before:
             log.info("%d tiles at once instead of %d: %d MiB are free", state.at_once, before, available >> 20)
+
+
+def _finite(frames: Tensor) -> Tensor:
+    """T 3 H W -> bool of each frame: extremes are NaN where one number is, and are found without a picture of bools."""
+    lowest, highest = (find(frames, dim=(1, 2, 3)) for find in (torch.amin, torch.amax))
+    return lowest.isfinite() & highest.isfinite()
 
 
 def bare_step(

@@ -9,6 +9,7 @@ import torch
 
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import FlashvsrError, UserError
+from flashvsr_core.run import _finite
 from flashvsr_core.upscaler import Upscaler
 from flashvsr_core.weights import Weights, embedded_weights
 from tests.core.formula import formula_weights
@@ -158,6 +159,13 @@ def test_nan_is_an_error_that_names_the_frame() -> None:
     broken.net.decode.decoder[26].bias.data.fill_(float("nan"))  # type: ignore[attr-defined]
     with pytest.raises(FlashvsrError, match=r"frame 0 .*NaN"):
         run(broken, clip(5))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_bad_number_makes_its_frame_bad_and_no_other(value: float) -> None:
+    frames = torch.zeros(4, 3, 6, 5)
+    frames[2, 1, 3, 4] = value
+    assert _finite(frames).tolist() == [True, True, False, True]
 
 
 def test_weights_with_nan_are_refused_by_name(weights: Weights) -> None:
