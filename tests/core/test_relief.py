@@ -117,7 +117,7 @@ def failing(upscaler: Upscaler, stage: str, calls: tuple[int, ...]) -> Iterator[
 
     net = upscaler.net
     owner, name = {
-        "enlarge": (run, "enlarge"),
+        "enlarge": (run, "enlarged"),
         "noise": (run.NoiseAhead, "take"),
         "lq": (net.lq_proj, "forward"),
         "dit": (net.dit.blocks[1], "forward"),
