@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	mkdir -p demo
-	$(BIN)/flashvsr run assets/bbb.mp4 demo/bbb_4x.mp4 --segment-frames 32
+	$(BIN)/flashvsr run assets/bbb.mp4 demo/bbb_4x.mp4 --segment-frames 32 --force
 	@echo "The enlarged clip is demo/bbb_4x.mp4."
 
 # Two processes, and every file in one of them: many tests wait for servers, and fixtures are made once per file.
