@@ -17,6 +17,7 @@ from tasks.progress import STAGES, RunProgress, SegmentProgress, Snapshot
 
 Loudness = Literal["quiet", "normal", "verbose"]
 
+VIEW_SECONDS = 1.0  # between views on a terminal: the clock shows seconds, and drawing costs processor time
 LINE_SECONDS = 15.0  # between progress lines where there is no terminal
 DONE = "green"  # what is done; rich's own bars are red, as if something were wrong
 DEVICES = 8  # rows of segments at work that are shown
@@ -31,19 +32,14 @@ def shown(console: Console, loudness: Loudness = "normal") -> Iterator[None]:
     """
     progress = RunProgress()
     alive = console.is_terminal and loudness != "quiet"
-    live = Live(
-        get_renderable=lambda: view(progress.snapshot(), console.options.ascii_only),
-        console=console,
-        refresh_per_second=1,  # the clock shows seconds; drawing costs processor time
-        transient=True,
-    )
-    lines = logging.StreamHandler(_ConsoleStream(console))
+    drawing = threading.RLock()
+    lines = logging.StreamHandler(_ConsoleStream(console, drawing))
     lines.setLevel(_level(loudness, alive))
     lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     with (
         listening(progress, lines, echo=False),
         _beside(console, progress, alive, loudness),
-        live if alive else nullcontext(),
+        _drawn(console, progress, drawing) if alive else nullcontext(),
     ):
         yield
 
@@ -154,6 +150,38 @@ def _level(loudness: Loudness, alive: bool) -> int:
 
 
 @contextmanager
+def _drawn(console: Console, progress: RunProgress, drawing: threading.RLock) -> Iterator[None]:
+    """The live view, drawn while nothing else writes.
+
+    rich measures the view that it writes over before it writes: a view that another thread drew in between, of another
+    height, would stay in part. So its own refreshing thread is not used, and `drawing` is held whenever one writes.
+    """
+    live = Live(
+        get_renderable=lambda: view(progress.snapshot(), console.options.ascii_only),
+        console=console,
+        auto_refresh=False,
+        transient=True,
+    )
+    over = threading.Event()
+
+    def keep_on() -> None:
+        while not over.wait(VIEW_SECONDS):
+            with drawing:
+                if not over.is_set():
+                    live.refresh()
+
+    with drawing:
+        live.start(refresh=True)
+    try:
+        threading.Thread(target=keep_on, name="view", daemon=True).start()
+        yield
+    finally:
+        over.set()
+        with drawing:
+            live.stop()
+
+
+@contextmanager
 def _beside(console: Console, progress: RunProgress, alive: bool, loudness: Loudness) -> Iterator[None]:
     """Where nothing is drawn, a line now and then tells how far the run is."""
     if alive or loudness == "quiet":
@@ -176,12 +204,13 @@ def _beside(console: Console, progress: RunProgress, alive: bool, loudness: Loud
 class _ConsoleStream:
     """Log lines go above the live view."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, drawing: threading.RLock) -> None:
+        self.console, self.drawing = console, drawing
 
     def write(self, text: str) -> int:
         if text.strip():
-            self.console.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+            with self.drawing:
+                self.console.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
         return len(text)
 
     def flush(self) -> None:

@@ -3,11 +3,13 @@
 import io
 import logging
 import re
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable, RenderHook
 
 from flashvsr_core.errors import UserError
 from flows.artifacts import segment_rows, summary
@@ -30,6 +32,7 @@ from tasks.forecast import Costs
 from tasks.progress import RunProgress, Snapshot
 from tasks.storage import urls
 from tasks.storage.jobs import Job
+from tests.browser.terminal import plain, screen
 from tests.tasks.conftest import Made, job_in, made, store  # noqa: F401 - fixtures
 
 log = logging.getLogger("tasks.test_seeing")
@@ -121,6 +124,28 @@ def test_a_terminal_gets_warnings_above_the_view() -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
     assert "WARNING the disk is slow" in text
     assert "computed in" not in text
+
+
+class _Slow(RenderHook):
+    """Takes its time between what rich has measured and what it writes, as threads do on a busy machine."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        if threading.current_thread() is threading.main_thread():
+            time.sleep(0.2)
+        return renderables
+
+
+def test_a_line_and_the_view_are_not_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.cli.progress.VIEW_SECONDS", 0.01)
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with shown(console):
+        tell(StageEntered("plan"))
+        console.push_render_hook(_Slow())
+        log.warning("the disk is slow")  # makes the view a row higher
+        console.pop_render_hook()
+    assert isinstance(console.file, io.StringIO)
+    left = plain(screen(console.file.getvalue().replace("\n", "\r\n"), 100))  # as a terminal would
+    assert [row[9:] for row in left.splitlines() if row.strip()] == ["WARNING the disk is slow"]
 
 
 def test_prefects_senders_do_not_break_into_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
