@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +45,7 @@ from tasks.report import (
     read_report,
     recorded_output,
     report_beside,
+    usual_seconds,
 )
 from tasks.scout import scouting
 from tasks.sources import linked, localised, required
@@ -128,14 +129,15 @@ def upscale_video(
         else:
             if fresh:
                 _forget(job)
-            plan = _begin(job, settle_plan(job, planned), outputs, compute, cache_dir)
+            plan, looks = settle_plan(job, planned), usual_seconds(planned, truth is not None)
+            plan = _begin(job, plan, outputs, compute, cache_dir, looks)
             results, computed, notes, published, look = _produce(
                 job, plan, compute, cache_dir, lease, verify, outputs, force or mine is not None, begun, truth
             )
             seconds = time.monotonic() - begun
             notes = plan.notes + notes
             report = make_report(job, plan, published, results, computed, seconds, notes, look, warnings_so_far())
-            remember_costs(plan, compute, costs_so_far(), cache_dir)
+            remember_costs(plan, compute, costs_so_far(), cache_dir, looks, look.seconds)
         if not keep_segments:
             job.remove_segments()
     return report
@@ -180,7 +182,14 @@ def _forget(job: Job) -> None:
         urls.remove(url, missing_ok=True)
 
 
-def _begin(job: Job, plan: JobPlan, outputs: Outputs, compute: ComputeParams, cache_dir: Path) -> JobPlan:
+def _begin(
+    job: Job,
+    plan: JobPlan,
+    outputs: Outputs,
+    compute: ComputeParams,
+    cache_dir: Path,
+    looks: Mapping[str, float],
+) -> JobPlan:
     plan = parse_plan(job.write_plan(plan.to_json()), job.plan_url)
     finished = job.finished()
     frames = plan.info.frames
@@ -192,7 +201,7 @@ def _begin(job: Job, plan: JobPlan, outputs: Outputs, compute: ComputeParams, ca
             len(finished),
             tuple((segment.start, segment.stop) for segment in plan.segments),
             int(plan.params.preroll),
-            expected_costs(plan, compute, cache_dir),
+            expected_costs(plan, compute, cache_dir, looks),
             plan.source,
             outputs.url,
             plan.parameters,

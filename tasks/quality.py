@@ -28,6 +28,7 @@ T = TypeVar("T")
 MARGIN = 4  # frames either side of a join or sample that are looked at
 SAMPLES = 24  # places at most
 FEWEST = 4  # places at least, where the video is long enough
+PICTURES = 4  # places of which a frame is shown, and scored
 LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 CUT = 10.0  # levels: a source that changes by more, and by 5 times more than around, changes the scene
 STILL = 0.02  # levels: below this a frame does not differ from the one before, and ratios say nothing
@@ -103,7 +104,7 @@ def measure(
     info: VideoInfo,
     joins: Sequence[int],
     seconds: float,
-    pictures: int = 4,
+    pictures: int = PICTURES,
     deinterlace: Deinterlace = "auto",
 ) -> tuple[Quality, tuple[Sight, ...]]:
     """Look at `result`, the enlarged `source`, around `joins` (first frames of segments) and elsewhere.

@@ -6,6 +6,7 @@ Its form is described in docs/report.md and, for machines, in tasks/schemas/repo
 import logging
 import platform
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from tasks.pictures import Comparison, comparison
 from tasks.plan import JobPlan
 from tasks.quality import Quality
 from tasks.reference import compare
+from tasks.reference import usual_seconds as compared_seconds
 from tasks.storage import urls
 from tasks.storage.jobs import Job, SegmentResult
 
@@ -34,6 +36,7 @@ REPORT = 2  # version of report.json; 1 had no fields with defaults
 READABLE = (1, 2)
 LOOK_SHARE = 0.01  # of the run's time that looking at the result may take
 LEAST_LOOK = 3.0  # seconds it may take however short the run was
+REFERENCE = "reference"  # among what looking takes
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,12 @@ def report_beside(output_url: str) -> str:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of a result: numbers, and pictures for the page."""
+    """What was seen of a result: numbers, pictures for the page, and the seconds that scorers and REFERENCE took."""
 
     quality: Quality | None = None
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def page_beside(output_url: str) -> str:
@@ -128,17 +132,31 @@ def look_at(result: Path, source: Path, plan: JobPlan, seconds: float, reference
     try:
         found, sights = quality.measure(result, source, plan.info, joins, allowed, deinterlace=plan.params.deinterlace)
         here, notes = quality.or_note("the no-reference quality", scorers.present)
-        scores, told = scorers.score([s.result for s in sights], here or ())
-        notes += told
+        scores = scorers.score([s.result for s in sights], here or ())
+        notes += scores.notes
+        took = dict(scores.seconds)
         against: dict[str, float] | None = None
         if reference is not None:
+            begun = time.monotonic()
             against, more = quality.or_note("the reference", lambda: compare(result, reference))
+            took[REFERENCE] = time.monotonic() - begun
             notes += more
-        found = replace(found, scores=scores, reference=against or {}, reference_file=str(reference or ""), notes=notes)
-        return Look(found, tuple(comparison(sight) for sight in sights))
+        found = replace(
+            found, scores=scores.values, reference=against or {}, reference_file=str(reference or ""), notes=notes
+        )
+        return Look(found, tuple(comparison(sight) for sight in sights), seconds=took)
     except (FlashvsrError, OSError, ValueError, MemoryError) as error:
         log.warning("the result's quality was not measured: %s", error)
         return Look(notes=(f"the result's quality was not measured: {error}",))
+
+
+def usual_seconds(plan: JobPlan, reference: bool) -> dict[str, float]:
+    """What `look_at` usually takes for scorers and, where there is one, a reference, by name."""
+    width, height, frames = plan.geometry.out_width, plan.geometry.out_height, plan.info.frames
+    here, _ = quality.or_note(
+        "the no-reference quality", lambda: scorers.usual_seconds(width, height, min(quality.PICTURES, frames))
+    )
+    return (here or {}) | ({REFERENCE: compared_seconds(width, height, frames)} if reference else {})
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE)

@@ -9,8 +9,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -33,17 +34,20 @@ NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "urllib.Request"}) 
 
 @dataclass(frozen=True)
 class Metric:
-    """What pyiqa needs for one of its metrics."""
+    """What pyiqa needs for one of its metrics, and usually takes: seconds of two cores, by a frame's megapixels."""
 
     weights: str  # below PyTorch's hub folder, where pyiqa keeps them
     option: str  # of `pyiqa.create_metric`, that takes their path: given one, pyiqa does not look for a download
+    start: float
+    linear: float
+    square: float
     least: int = 1  # pixels of a frame's shorter side
 
 
 PYIQA = {
-    "musiq": Metric("pyiqa/musiq_koniq_ckpt-*.pth", "pretrained_model_path"),
+    "musiq": Metric("pyiqa/musiq_koniq_ckpt-*.pth", "pretrained_model_path", 9.0, 1.0, 3.0),
     # CLIP's ResNet-50 halves a frame five times.
-    "clipiqa": Metric("clip/RN50.pt", "backbone", least=32),
+    "clipiqa": Metric("clip/RN50.pt", "backbone", 9.0, 1.0, 1.0, least=32),
 }
 
 
@@ -56,6 +60,19 @@ class Scorer(Protocol):
     def score(self, frames: Sequence[np.ndarray]) -> Sequence[float]:
         """The scores of frames (uint8 H W 3, all of one size), at least one; fewer than frames where time is short."""
         ...
+
+    def usual_seconds(self, megapixels: float, frames: int) -> float:
+        """What the scores of so many frames of this size may take."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean scores by name of the scorer, notes on what they are of, and what each took, in seconds."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,10 @@ class PyiqaScorer:
         if not found:
             raise FlashvsrError(end)
         return found
+
+    def usual_seconds(self, megapixels: float, frames: int) -> float:
+        metric = PYIQA[self.name]
+        return min(SECONDS, metric.start + frames * megapixels * (metric.linear + megapixels * metric.square))
 
 
 def _end(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -132,51 +153,46 @@ def _metric(name: str, weights: Path) -> Any:
         )
 
 
-Finder = Callable[[Path], Sequence[Scorer]]
-"""The scorers of one kind that work without any download, given the folder where PyTorch keeps weights."""
-
-
-def pyiqa_here(folder: Path) -> tuple[Scorer, ...]:
-    """Metrics of pyiqa whose weights are on disk."""
-    if find_spec("pyiqa") is None:
-        return ()
-    found = ((name, sorted(folder.glob(metric.weights))) for name, metric in PYIQA.items())
-    return tuple(PyiqaScorer(name, files[-1]) for name, files in found if files)
-
-
-FINDERS: tuple[Finder, ...] = (pyiqa_here,)
-
-
 def hub() -> Path:
     """Where PyTorch keeps weights on this machine."""
     return Path(torch.hub.get_dir())
 
 
 def present(folder: Path | None = None) -> tuple[Scorer, ...]:
-    """All scorers that work here without any download; `folder`: where weights are looked for, default PyTorch's."""
-    return tuple(scorer for finder in FINDERS for scorer in finder(folder or hub()))
+    """All scorers that work here without any download; `folder`: where PyTorch keeps weights, by default `hub()`."""
+    if find_spec("pyiqa") is None:
+        return ()
+    found = ((name, sorted((folder or hub()).glob(metric.weights))) for name, metric in PYIQA.items())
+    return tuple(PyiqaScorer(name, files[-1]) for name, files in found if files)
 
 
-def score(frames: Sequence[np.ndarray], scorers: Sequence[Scorer]) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Mean scores of frames (uint8 H W 3, all of one size) by name of the scorer, and notes on what they are of."""
+def score(frames: Sequence[np.ndarray], scorers: Sequence[Scorer]) -> Scores:
+    """Mean scores of frames (uint8 H W 3, all of one size)."""
     if not frames or not scorers:
-        return {}, ()
-    found: dict[str, float] = {}
+        return Scores()
+    values: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     notes: tuple[str, ...] = ()
     parts = [middle(frame) for frame in frames]
     if parts[0].shape != frames[0].shape:
         size = "{1}x{0}".format(*parts[0].shape)
         notes += (f"no-reference scores are of the middle of each frame, {size} pixels",)
     for scorer in scorers:
-        values, failed = or_note(f"the score {scorer.name}", partial(scorer.score, parts))
+        begun = time.monotonic()
+        made, failed = or_note(f"the score {scorer.name}", partial(scorer.score, parts))
+        seconds[scorer.name] = time.monotonic() - begun
         notes += failed
-        if values:
-            found[scorer.name] = round(float(np.mean(values)), 4)
-            if len(values) < len(parts):
-                notes += (
-                    f"the score {scorer.name} is of {len(values)} of {len(parts)} frames; it had no time for more",
-                )
-    return found, notes
+        if made:
+            values[scorer.name] = round(float(np.mean(made)), 4)
+            if len(made) < len(parts):
+                notes += (f"the score {scorer.name} is of {len(made)} of {len(parts)} frames; it had no time for more",)
+    return Scores(values, notes, seconds)
+
+
+def usual_seconds(width: int, height: int, frames: int) -> dict[str, float]:
+    """What the scorers that are here usually take for frames of this size, by name."""
+    megapixels = min(PIXELS, width * height) / 1e6
+    return {scorer.name: scorer.usual_seconds(megapixels, frames) for scorer in present()}
 
 
 def versions(scores: Mapping[str, float]) -> dict[str, str]:

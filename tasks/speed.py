@@ -1,8 +1,9 @@
 """How fast this machine is, remembered from runs it has finished, or measured on a small picture."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -21,6 +22,8 @@ _NEWEST = 0.5  # weight of the newest run in what is remembered
 # looked at around joins, and of frames that are only copied. What is remembered is a factor on all three.
 _FIXED_TAIL, _LOOKED, _COPIED = 2.0, 80.0, 2000.0
 
+NOTHING: Mapping[str, float] = MappingProxyType({})
+
 _memory: TypeAdapter[dict[str, dict[str, float]]] = TypeAdapter(dict[str, dict[str, float]])
 
 
@@ -34,25 +37,44 @@ def estimate_seconds(
     return latent * sum(latents(s.start, s.frames, _preroll(plan)) for s in segments), basis
 
 
-def expected_costs(plan: JobPlan, compute: ComputeParams, cache_dir: Path) -> Costs:
-    """What steps, beginnings and the end of a run like this cost here before; of the end there is always a guess."""
+def expected_costs(
+    plan: JobPlan, compute: ComputeParams, cache_dir: Path, looks: Mapping[str, float] = NOTHING
+) -> Costs:
+    """What steps, beginnings and the end of a run like this cost here before; of the end there is always a guess.
+
+    `looks`: seconds that scorers and the like usually take at the end, by name.
+    """
     memory = _read(cache_dir)
     known = memory.get(_key(plan, compute), {})
     latent = known.get("latent")
     return Costs(
         None if latent is None else latent * _size(plan),
         known.get("start"),
-        _usual_tail(plan) * memory.get("tail", {}).get("factor", 1.0),
+        sum(seconds * memory.get(key, {}).get("factor", 1.0) for key, seconds in _ends(plan, looks).items()),
     )
 
 
-def remember_costs(plan: JobPlan, compute: ComputeParams, costs: Costs, cache_dir: Path) -> None:
-    """Note what a finished run has cost; a latent frame of None and a tail of 0 say nothing."""
+def remember_costs(
+    plan: JobPlan,
+    compute: ComputeParams,
+    costs: Costs,
+    cache_dir: Path,
+    looks: Mapping[str, float] = NOTHING,
+    took: Mapping[str, float] = NOTHING,
+) -> None:
+    """Note what a finished run has cost; a latent frame of None and a tail of 0 say nothing.
+
+    `looks` as for `expected_costs`; `took`: what the same took, in seconds of the tail.
+    """
     memory = _read(cache_dir)
     new = {"start": costs.start, "latent": costs.latent and costs.latent / _size(plan)}
     _mix(memory, _key(plan, compute), {name: value for name, value in new.items() if value is not None})
-    if costs.tail > 0:
-        _mix(memory, "tail", {"factor": costs.tail / _usual_tail(plan)})
+    usual = _ends(plan, looks)
+    if (rest := costs.tail - sum(took.values())) > 0:
+        _mix(memory, "tail", {"factor": rest / usual["tail"]})
+    for key, seconds in _ends(plan, took).items():
+        if key != "tail" and usual.get(key):
+            _mix(memory, key, {"factor": seconds / usual[key]})
     urls.write_json(_place(cache_dir), memory)
 
 
@@ -70,6 +92,11 @@ def _usual_tail(plan: JobPlan) -> float:
     joins = len(plan.segments) - 1
     looked = (joins + min(SAMPLES, max(FEWEST, joins))) * (2 * MARGIN + 1)
     return _FIXED_TAIL + padded_megapixels(plan) * (looked / _LOOKED + plan.info.frames / _COPIED)
+
+
+def _ends(plan: JobPlan, looks: Mapping[str, float]) -> dict[str, float]:
+    """The usual seconds of each part of a run's end, by its key in the memory."""
+    return {"tail": _usual_tail(plan)} | {f"tail {name}": seconds for name, seconds in looks.items()}
 
 
 def _mix(memory: dict[str, dict[str, float]], key: str, new: dict[str, float]) -> None:

@@ -3,9 +3,12 @@
 import logging
 import re
 import shutil
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flashvsr_core.config import ComputeParams, UpscaleParams
@@ -14,6 +17,8 @@ from flashvsr_core.modelfiles import sha256_of
 from flashvsr_core.weights import embedded_path
 from flows.upscale_segments import SegmentsFailed
 from flows.upscale_video import upscale_video
+from tasks import scorers
+from tasks.events import JobPlanned
 from tasks.media.encode import EncodeParams
 from tasks.media.probe import kinds, probe
 from tasks.plan import Request, make_plan
@@ -75,6 +80,45 @@ def test_output_report_and_sound(run: Runner, clip: Path, tmp_path: Path) -> Non
     assert (tmp_path / "out.report.json").exists()
     assert not list((tmp_path / ".flashvsr").glob("*/segments/*"))
     assert not list((tmp_path / ".flashvsr").glob("*/lease.json"))
+
+
+class Slow:
+    """A scorer that takes half a second, and is usually slower."""
+
+    name = "slow"
+
+    def usual_seconds(self, megapixels: float, frames: int) -> float:
+        return 100.0
+
+    def score(self, frames: Sequence[np.ndarray]) -> list[float]:
+        time.sleep(0.5)
+        return [1.0]
+
+
+def test_the_time_left_counts_scores_and_a_reference(
+    run: Runner, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.mp4"
+    run(clip, output)
+    planned = [tail_planned(run)]
+    assert planned[0] < 100
+    monkeypatch.setattr(scorers, "present", lambda: (Slow(),))
+    for _ in range(2):
+        report = run(clip, output, reference=str(output), fresh=True)
+        assert report.quality is not None
+        assert report.quality.scores == {"slow": 1.0}
+        assert report.quality.reference["psnr"] > 0
+        planned.append(tail_planned(run))
+    assert planned[1] > 100
+    assert planned[2] < planned[1] - 50  # it was quicker than usual
+    memory = urls.read_json(run.compute.work_dir + "/speeds.json")
+    assert memory["tail slow"]["factor"] >= 0.005
+    assert memory["tail reference"]["factor"] > 0
+
+
+def tail_planned(run: Runner) -> float:
+    (event,) = (e for r in run.caplog.records if isinstance(e := getattr(r, "event", None), JobPlanned))
+    return event.costs.tail
 
 
 def test_a_second_run_is_already_done_and_a_foreign_output_is_kept(run: Runner, clip: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tasks import scorers
 from tasks.recover import recover
 from tasks.report import look_at, page_beside, report_beside
-from tasks.scorers import PyiqaScorer, middle, present, score
+from tasks.scorers import PyiqaScorer, Scores, middle, present, score, usual_seconds
 from tasks.storage import urls
 from tests.tasks.conftest import Made
 
@@ -43,12 +43,18 @@ class Sharpness:
 
     name = "sharpness"
 
+    def usual_seconds(self, megapixels: float, frames: int) -> float:
+        return 10.0 * frames
+
     def score(self, frames: Sequence[np.ndarray]) -> list[float]:
         return [float(np.abs(np.diff(frame.astype(float), axis=1)).mean()) for frame in frames]
 
 
 class Broken:
     name = "broken"
+
+    def usual_seconds(self, megapixels: float, frames: int) -> float:
+        return 1.0
 
     def score(self, frames: Sequence[np.ndarray]) -> list[float]:
         raise RuntimeError("weights are damaged")
@@ -79,8 +85,9 @@ def hub(tmp_path: Path) -> Path:
 def test_the_score_is_the_mean_of_frames() -> None:
     flat, sharp = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
     sharp[:, ::2] = 90
-    assert score([flat, sharp], [Sharpness()]) == ({"sharpness": 45.0}, ())
-    assert score([], [Sharpness()]) == ({}, ())
+    found = score([flat, sharp], [Sharpness()])
+    assert (found.values, found.notes) == ({"sharpness": 45.0}, ())
+    assert score([], [Sharpness()]) == Scores()
 
 
 def test_of_a_large_frame_the_middle_is_scored() -> None:
@@ -88,14 +95,14 @@ def test_of_a_large_frame_the_middle_is_scored() -> None:
     frame[::2] = 90
     frame[540:1620, 960:2880] = 7
     assert middle(frame).shape == (1080, 1920, 3)
-    found, notes = score([frame], [Sharpness()])
-    assert (found, len(notes)) == ({"sharpness": 0.0}, 1)
-    assert "1920x1080 pixels" in notes[0]
+    found = score([frame], [Sharpness()])
+    assert (found.values, len(found.notes)) == ({"sharpness": 0.0}, 1)
+    assert "1920x1080 pixels" in found.notes[0]
     assert middle(np.zeros((4320, 1080, 3), np.uint8)).shape == (2880, 720, 3)
 
 
 def test_a_scorer_reaches_report_and_page(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorers, "FINDERS", (lambda _hub: (Sharpness(),),))
+    monkeypatch.setattr(scorers, "present", lambda: (Sharpness(),))
     output = tmp_path / "out.mp4"
     recover(made.job, str(output), made.cache_dir)
     report = urls.read_json(report_beside(str(output)))
@@ -103,10 +110,19 @@ def test_a_scorer_reaches_report_and_page(made: Made, tmp_path: Path, monkeypatc
     assert ">SHARPNESS<" in Path(page_beside(str(output))).read_text()
 
 
+def test_what_scores_take_is_foreseen(pyiqa: Callable[..., Path], hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyiqa()
+    monkeypatch.setenv("TORCH_HOME", str(hub.parent))
+    small, large, largest = (usual_seconds(width, width * 9 // 16, 4) for width in (640, 1920, 3840))
+    assert small.keys() == {"musiq", "clipiqa"}
+    assert all(0 < small[name] < large[name] <= scorers.SECONDS for name in small)
+    assert largest == large  # no more than the middle is looked at
+
+
 def test_a_scorer_that_fails_costs_only_its_numbers(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scorers, "FINDERS", (lambda _hub: (Broken(), Sharpness()),))
+    monkeypatch.setattr(scorers, "present", lambda: (Broken(), Sharpness()))
     recover(made.job, str(tmp_path / "out.mp4"), made.cache_dir)
     quality = look_at(tmp_path / "out.mp4", made.source, made.plan, 1.0).quality
     assert quality is not None
@@ -136,7 +152,9 @@ def test_metrics_whose_weights_are_there_score(
     told = pyiqa()
     found = present(hub)
     assert all(isinstance(scorer, PyiqaScorer) for scorer in found)
-    assert score([FRAME, 2 * FRAME], found) == ({"musiq": 0.3, "clipiqa": 0.3}, ())
+    scores = score([FRAME, 2 * FRAME], found)
+    assert (scores.values, scores.notes) == ({"musiq": 0.3, "clipiqa": 0.3}, ())
+    assert scores.seconds.keys() == {"musiq", "clipiqa"}
     musiq = str(hub / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth")
     assert json.loads((told / "musiq.json").read_text()) == ["cpu", {"pretrained_model_path": musiq}]
     assert json.loads((told / "clipiqa.json").read_text()) == ["cpu", {"backbone": str(hub / "clip" / "RN50.pt")}]
@@ -162,16 +180,18 @@ def test_what_goes_wrong_in_the_package_is_a_note(
 ) -> None:
     pyiqa(create, forward)
     weights = hub / "clip" / "RN50.pt"
-    found, (note,) = score([FRAME], [PyiqaScorer("clipiqa", weights)])
-    assert found == {}
+    found = score([FRAME], [PyiqaScorer("clipiqa", weights)])
+    (note,) = found.notes
+    assert found.values == {}
     assert note.startswith("the score clipiqa was not measured: ")
     assert reason in note
     assert "os.kill" in forward or str(weights) in note
 
 
 def test_a_frame_too_small_for_the_metric_is_a_note(hub: Path) -> None:
-    found, (note,) = score([FRAME[:24]], [PyiqaScorer("clipiqa", hub / "clip" / "RN50.pt")])
-    assert found == {}
+    found = score([FRAME[:24]], [PyiqaScorer("clipiqa", hub / "clip" / "RN50.pt")])
+    (note,) = found.notes
+    assert found.values == {}
     assert "a frame of 60x24 is too small for it; it needs 32 pixels each way" in note
 
 
@@ -182,6 +202,8 @@ def test_time_ends_a_score(hub: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     slow.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(slow))
     monkeypatch.setattr(scorers, "SECONDS", 3.0)
-    found, (note,) = score([FRAME, FRAME], [PyiqaScorer("clipiqa", hub / "clip" / "RN50.pt")])
-    assert found == ({"clipiqa": 0.5} if done else {})
+    found = score([FRAME, FRAME], [PyiqaScorer("clipiqa", hub / "clip" / "RN50.pt")])
+    (note,) = found.notes
+    assert found.seconds["clipiqa"] >= 3.0
+    assert found.values == ({"clipiqa": 0.5} if done else {})
     assert ("is of 1 of 2 frames" if done else "no frame of 60x40 was done within 3 s") in note

@@ -22,6 +22,17 @@ def test_costs_are_remembered_and_the_newest_weigh_most(made: Made, tmp_path: Pa
     assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(1.0), 4.0, pytest.approx(4.0))
 
 
+def test_the_end_counts_what_looks_at_the_result(made: Made, tmp_path: Path) -> None:  # noqa: F811
+    plain = expected_costs(made.plan, COMPUTE, tmp_path).tail
+    looks = {"musiq": 40.0, "reference": 10.0}
+    assert expected_costs(made.plan, COMPUTE, tmp_path, looks).tail == pytest.approx(plain + 50)
+    # 33 s, of which scores took 30: the rest and each look have factors of their own.
+    remember_costs(made.plan, COMPUTE, Costs(0.5, 4.0, 33.0), tmp_path, looks, {"musiq": 25.0, "reference": 5.0})
+    assert expected_costs(made.plan, COMPUTE, tmp_path).tail == pytest.approx(3)
+    assert expected_costs(made.plan, COMPUTE, tmp_path, looks).tail == pytest.approx(33)
+    assert expected_costs(made.plan, COMPUTE, tmp_path, {"musiq": 80.0}).tail == pytest.approx(3 + 50)
+
+
 def test_the_estimate_counts_the_steps_of_what_is_missing(made: Made, tmp_path: Path) -> None:  # noqa: F811
     remember_costs(made.plan, COMPUTE, Costs(0.5), tmp_path)
     # Pre-roll 8: [0, 16) is one step; [16, 32) and [32, 40) stream 24 and 16 frames: 8 and 6 latent frames.
