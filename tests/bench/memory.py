@@ -25,8 +25,9 @@ import torch
 from flashvsr_core.bench.inputs import random_clip, random_weights
 from flashvsr_core.bench.speed import step_spans
 from flashvsr_core.config import ComputeParams, UpscaleParams
+from flashvsr_core.errors import OutOfMemory
 from flashvsr_core.geometry import Geometry
-from flashvsr_core.ladder import choose
+from flashvsr_core.ladder import Rung, after, choose, ladder
 from flashvsr_core.memory import GIB, DeviceType, Estimate, estimate
 from flashvsr_core.offload import Offload
 from flashvsr_core.registry import ModelSpec, model_spec
@@ -43,7 +44,8 @@ HEAD = f"""# Memory and speed
 {__doc__}
 Random weights, scenes off, adain; fps of steady steps. A `limit` says that the way was chosen for it and the allocator
 kept it; without one the way is the row's own. `error` is the prediction against the measured peak; `relief` counts
-steps that ran out of memory and were made again. Steps are not recorded (CUDA graphs), which is 1 to 3 % slower.
+steps that ran out of memory and were made again, and streams begun anew in tiles, as a job does it. Steps are not
+recorded (CUDA graphs), which is 1 to 3 % slower.
 
 | case | device | way | predicted GiB | measured GiB | error % | fps | relief | rest of the process GiB |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -113,34 +115,50 @@ def measure(case: Case, kind: DeviceType) -> str:
     device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)  # limits are set by number
     spec = model_spec(case.model)
     params, geometry = resolve_params(case.params, spec, device), Geometry(case.width, case.height, case.scale)
-    placement = Placement(case.offload, case.decoder_tile, case.batch)
     weights = _weights(spec, case.mode, kind)
-    if case.limit_gib is not None:
-        limit = int(case.limit_gib * GIB)
-        asked = replace(params, tiled_dit="auto")
-        rung = choose(spec, asked, ComputeParams(), geometry, kind, limit)
-        params, placement, found = rung.params, rung.placement, rung.estimate
-        enforce_limit(ComputeParams(memory_limit=f"{case.limit_gib}GiB"), device)
-        grow_blocks(rung, device)
+    asked = replace(params, tiled_dit="auto")
+    if case.limit_gib is None:
+        placement = Placement(case.offload, case.decoder_tile, case.batch)
+        rung = Rung(params, placement, estimate(spec, params, geometry, kind, placement, *tiles_of(params)))
     else:
-        found = estimate(spec, params, geometry, kind, placement, *tiles_of(params))
-    upscaler = Upscaler.load(weights, params, device)
-    upscaler.recorder = None  # made in the stream's first steps, which are the ones measured here
-    upscaler.place(placement)
-    told: list[str] = []
+        rung = choose(spec, asked, ComputeParams(), geometry, kind, int(case.limit_gib * GIB))
+        enforce_limit(ComputeParams(memory_limit=f"{case.limit_gib}GiB"), device)
     clip = random_clip(FIRST_READ + STEP * (1 + case.steps), case.height, case.width)
-    if kind == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    marks = [(time.perf_counter(), len(chunk)) for chunk in upscaler.stream(_singles(clip), on_fallback=told.append)]
-    fps = STEP / median(step_spans(marks))
+    told: list[str] = []
+    while True:
+        try:
+            fps, placement = _stream(weights, rung, device, clip, told)
+            break
+        except OutOfMemory as error:  # as a job goes on
+            following = after(ladder(spec, asked, ComputeParams(), geometry, kind), rung, kind)
+            if case.limit_gib is None or following is None:
+                raise
+            told.append(error.reason)
+            rung = following
     peak, rest = _peak(kind, device)
-    predicted = _predicted(found, kind)
-    way = f"{'tiles ' + params.tile_size if params.tiled_dit == 'on' else 'untiled'}, {upscaler.placement}"
+    predicted = _predicted(rung.estimate, kind)
+    way = f"{'tiles ' + rung.params.tile_size if rung.params.tiled_dit == 'on' else 'untiled'}, {placement}"
     name = torch.cuda.get_device_name(device) if kind == "cuda" else "cpu"
     return (
         f"| {case.name} | {name} | {way} | {predicted / GIB:.2f} | {peak / GIB:.2f} | "
         f"{100 * (predicted / peak - 1):+.1f} | {fps:.2f} | {len(told)} | {rest / GIB:.2f} |"
     )
+
+
+def _stream(
+    weights: Weights, rung: Rung, device: torch.device, clip: np.ndarray, told: list[str]
+) -> tuple[float, Placement]:
+    """Frames a second of steady steps in one way, and the placement at their end; `told` takes what was left for want
+    of memory."""
+    grow_blocks(rung, device)
+    upscaler = Upscaler.load(weights, rung.params, device)
+    upscaler.recorder = None  # made in the stream's first steps, which are the ones measured here
+    upscaler.place(rung.placement)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    marks = [(time.perf_counter(), len(chunk)) for chunk in upscaler.stream(_singles(clip), on_fallback=told.append)]
+    return STEP / median(step_spans(marks)), upscaler.placement
 
 
 def _weights(spec: ModelSpec, mode: str, kind: DeviceType) -> Weights:

@@ -5,10 +5,13 @@ import pytest
 
 from flashvsr_core import ladder
 from flashvsr_core.config import UpscaleParams
+from flashvsr_core.errors import OutOfMemory
 from flashvsr_core.geometry import TileSize
+from flashvsr_core.ladder import Rung
+from flashvsr_core.relief import Placement
 from flashvsr_core.tiling import tiles_of
 from flashvsr_core.upscaler import Upscaler
-from flashvsr_core.weights import embedded_weights
+from flashvsr_core.weights import Weights, embedded_weights
 from tests.bench import memory as memory_bench
 from tests.bench.tiling import CASES, PARAMS, Errors, errors, footage, measured, pooled, steepest, summed
 
@@ -72,3 +75,20 @@ def test_the_memory_bench_has_enough_cases_and_reads_its_own_table() -> None:
     row = f"| {names[0]} | gpu | way | 1.00 | 0.98 | +2.0 | 9.00 | 0 | 0.50 |"
     failed = f"| {names[1]} | failed: x | | | | | | | |"
     assert memory_bench.errors(f"{memory_bench.HEAD}{row}\n{failed}\n") == [2.0]
+
+
+def test_the_memory_bench_goes_on_in_tiles_as_a_job_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def stream(weights: Weights, rung: Rung, *_: object) -> tuple[float, Placement]:
+        tried.append(rung.tiles)
+        if rung.tiles == "untiled":
+            raise OutOfMemory("dit", "the card is smaller than was thought")
+        return 5.0, rung.placement
+
+    monkeypatch.setattr(memory_bench, "_stream", stream)
+    row = memory_bench.measure(memory_bench.Case("nano", "tiny", 320, 192, 4, limit_gib=8.0, steps=1), "cpu")
+    assert (tried[0], len(tried)) == ("untiled", 2)
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[3].startswith(tried[1].replace(" of", ""))
+    assert cells[8] == "1"
