@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ def fetched(x: Tensor, device: torch.device) -> Tensor:
     """Pinned `x` on the device; returns before it is there. A GPU fetches it beside the work that is queued before."""
     if device.type != "cuda":
         return x.to(device)
-    now, side = torch.cuda.current_stream(device), _fetch_stream(device)
+    now, side = torch.cuda.current_stream(device), _side_stream(device, "in")
     with torch.cuda.stream(side):
         found = x.to(device, non_blocking=True)
     now.wait_stream(side)
@@ -69,7 +70,7 @@ def send(frames: Tensor, finite: Tensor, pack: Pack, first: int, precision: str)
     if not frames.is_cuda:
         return Arriving(first, precision, pack, planes, finite, (), None)
     sources = (*planes, finite)
-    side = _copy_stream(frames.device)
+    side = _side_stream(frames.device, "out")
     side.wait_stream(torch.cuda.current_stream(frames.device))
     with torch.cuda.stream(side):
         targets = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in sources]
@@ -80,11 +81,7 @@ def send(frames: Tensor, finite: Tensor, pack: Pack, first: int, precision: str)
     return Arriving(first, precision, pack, tuple(targets[:-1]), targets[-1], sources, arrived)
 
 
-@lru_cache(maxsize=16)
-def _fetch_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
-
-
-@lru_cache(maxsize=16)
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+@lru_cache(maxsize=32)
+def _side_stream(device: torch.device, way: Literal["in", "out"]) -> torch.cuda.Stream:
+    """One stream for each way, so that neither waits for the other."""
     return torch.cuda.Stream(device)
