@@ -50,10 +50,15 @@ def container_wanted(encode: EncodeParams) -> Container:
 
 
 def outputs_of(source: str, output: str | None, scale: int, container: Container) -> Outputs:
-    """What `output` means: a video, an image, a pattern of images, a folder of them; None: beside the source."""
+    """What `output` means: a video, an image, a pattern of images, a folder of them; None: beside the source.
+
+    UserError where it is the source, or a name that says of no kind.
+    """
     if output is None:
         output = _default(source, scale, container)
     output = urls.normalise(output)
+    if output == urls.normalise(source):
+        raise UserError(f"output {output} is the source itself; choose another OUTPUT")
     suffix = urls.name(output).rpartition(".")[2].lower()
     found = SPELLINGS.get(suffix, suffix)
     if found not in get_args(Container):

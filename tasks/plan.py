@@ -156,10 +156,7 @@ def parse_plan(found: dict[str, Any], url: str) -> JobPlan:
 
 def make_plan(request: Request, cache_dir: Path) -> tuple[Job, JobPlan]:
     """Look at the source and decide everything; writes nothing but what is remembered in `cache_dir`."""
-    source, output = urls.normalise(request.source), request.output_url
-    if output == source:
-        raise UserError(f"output {output} is the source itself; choose another OUTPUT")
-    container = request.outputs.container
+    source, container = urls.normalise(request.source), request.outputs.container
     with sources.required(source, request.compute, cache_dir) as path:
         whole = describe_guarded(path, request.allow_truncated, parse_rate(request.fps), request.limits)
     first, stop = frame_range(request.trim, whole)

@@ -87,9 +87,6 @@ def recover(
     plan = _plan(job, source, partial, cache_dir)
     if plan.key != job.key:
         raise UserError(f"{job.plan_url} is the plan of job {plan.key}; give the directory back its name")
-    output = urls.normalise(output)
-    if output == plan.source:
-        raise UserError(f"output {output} is the source itself; choose another OUTPUT")
     outputs = outputs_of(plan.source, output, plan.params.scale, plan.encode.container)
     plan = replace(plan, encode=replace(plan.encode, container=_container(plan, outputs)))
     if not force:

@@ -22,6 +22,7 @@ from tasks.media.guard import describe_guarded
 from tasks.media.limits import Limits
 from tasks.media.timestamps import parse_rate
 from tasks.media.trim import Trim
+from tasks.outputs import container_wanted, outputs_of
 from tasks.sources import read_scenes
 from tasks.storage import urls
 
@@ -59,8 +60,9 @@ def run(
     for place in (source, output, store):
         if place is not None:
             urls.normalise(place)  # a place that is refused, as for credentials in it, must not reach Prefect
+    # The plan looks again; a wrong name should not have to wait for Prefect's server.
+    outputs_of(source, output, params.scale, container_wanted(encode))
     if urls.is_local(source):
-        # The plan looks again; a wrong name should not have to wait for Prefect's server.
         info = describe_guarded(urls.local_path(source), allow_truncated, parse_rate(fps), limits)
         if params.scenes_file and urls.is_local(params.scenes_file):
             read_scenes(params.scenes_file, info)

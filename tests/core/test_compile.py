@@ -1,5 +1,6 @@
 """Every Triton kernel is compiled, without a GPU, for the generations that it may meet: down to machine code."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,16 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 from tests.core.test_compile import cases
 
-capability, dtype = int(sys.argv[1]), sys.argv[2]
-for name, (module, signature, constants, options) in cases(capability).items():
-    kernel = getattr(__import__(f"flashvsr_core.kernels.{module}", fromlist=["x"]), name.split()[0])
-    types = {key: kind.replace("half", dtype) for key, kind in signature.items()}
-    form = GluonASTSource if kernel.is_gluon() else ASTSource
-    source = form(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert built.asm["cubin"], name
-    print(name, len(built.asm["cubin"]), built.metadata.shared)
+for argument in sys.argv[1:]:
+    capability, dtype = int(argument.split()[0]), argument.split()[1]
+    for name, (module, signature, constants, options) in cases(capability).items():
+        kernel = getattr(__import__(f"flashvsr_core.kernels.{module}", fromlist=["x"]), name.split()[0])
+        types = {key: kind.replace("half", dtype) for key, kind in signature.items()}
+        form = GluonASTSource if kernel.is_gluon() else ASTSource
+        source = form(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
+        built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        assert built.asm["cubin"], name
+        print(capability, name, len(built.asm["cubin"]), built.metadata.shared)
 """
 
 _ROW = {"dim": "i32", "eps": "fp32"}
@@ -74,6 +76,11 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]] 
     "_finish": ("pixels_triton",
                 {"x": "*half", "out": "*half", "pixels": "i32", "out_channel": "i32", "out_frame": "i32"},
                 {"STRIDE": 8, "PIXELS": 1024}, {}),
+    "_widen": ("enlarge_triton", {"x": "*u8", "out": "*fp32", "width": "i32", "peak": "fp32"},
+               {"SCALE": 4, "PIXELS": 512}, {}),
+    "_heighten": ("enlarge_triton",
+                  {"x": "*fp32", "out": "*fp32"} | dict.fromkeys(("width", "height", "padded_width"), "i32"),
+                  {"SCALE": 4, "REFLECT_X": True, "REFLECT_Y": True, "ROWS": 8, "PIXELS": 128}, {}),
 }  # fmt: skip
 
 
@@ -120,15 +127,27 @@ def _for_hopper() -> dict[str, tuple[str, dict[str, str], dict[str, object], dic
     return {"_attend hopper": ("hopper_attention", signature | described, {"STAGES": 2}, {"num_warps": 4})}
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype"), [(75, "fp16"), (80, "bf16"), (86, "bf16"), (89, "bf16"), (90, "bf16"), (120, "bf16")]
-)
-def test_kernels_compile(capability: int, dtype: str, tmp_path: Path) -> None:
+GENERATIONS = {75: "fp16", 80: "bf16", 86: "bf16", 89: "bf16", 90: "bf16", 120: "bf16"}
+KERNELS = Path(__file__).parents[2] / "flashvsr_core" / "kernels"
+
+
+def test_every_kernel_is_among_the_cases() -> None:
+    """What is launched on a grid is a kernel; other functions are compiled with them."""
+    texts = {path.stem: path.read_text() for path in KERNELS.glob("*.py")}
+    launched = {(module, name) for module, text in texts.items() for name in re.findall(r"\b(_\w+)\[", text)}
+    made = {(module, name) for module, text in texts.items() for name in re.findall(r"jit\ndef (_\w+)", text)}
+    compiled = {(case[0], name.split()[0]) for name, case in cases(90).items()}
+    assert launched & made <= compiled <= made
+
+
+@pytest.mark.system  # two minutes of a core
+def test_kernels_compile(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    asked = [f"{capability} {dtype}" for capability, dtype in GENERATIONS.items()]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(capability), dtype],
-        env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=900,
+        [sys.executable, "-c", SCRIPT, *asked],
+        env=environment, cwd=KERNELS.parents[1], capture_output=True, text=True, timeout=900,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == len(cases(capability))
+    assert done.returncode == 0, done.stdout[-200:] + done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == sum(len(cases(capability)) for capability in GENERATIONS)

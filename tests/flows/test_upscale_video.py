@@ -159,40 +159,33 @@ def test_fresh_computes_everything_again(run: Runner, clip: Path, tmp_path: Path
     assert digests(output) == before
 
 
-@pytest.mark.parametrize("damage", ["delete", "truncate", "flip"])
-def test_only_a_damaged_segment_is_redone(
-    run: Runner, clip: Path, tmp_path: Path, cache_dir: Path, damage: str
-) -> None:
+def test_only_a_damaged_segment_is_redone(run: Runner, clip: Path, tmp_path: Path, cache_dir: Path) -> None:
     output = tmp_path / "out.mp4"
     run(clip, output, keep_segments=True)
     before = digests(output)
     segment = Path(job_of(clip, output, cache_dir).segment_url(1))
-    content = bytearray(segment.read_bytes())
-    if damage == "delete":
+    whole = segment.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 0xFF]) + whole[middle + 1 :]
+    for damage in (None, whole[:-100], flipped):
         segment.unlink()
-    elif damage == "truncate":
-        segment.write_bytes(content[:-100])
-    else:
-        content[len(content) // 2] ^= 0xFF
-        segment.write_bytes(content)
-    output.unlink()
-    report = run(clip, output, keep_segments=True)
-    assert run.computed == [1]
-    assert report.segments_reused == 2
-    assert digests(output) == before
+        if damage is not None:
+            segment.write_bytes(damage)
+        output.unlink()
+        report = run(clip, output, keep_segments=True)
+        assert run.computed == [1]
+        assert report.segments_reused == 2
+        assert digests(output) == before
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"seed": 1}, {"color_fix": "wavelet"}, {"scale": 3}, {"preroll": 16}, {"kv_ratio": 2.0}, {"scenes": (20,)}],
-    ids=str,
-)
-def test_other_pixels_are_another_job(run: Runner, clip: Path, tmp_path: Path, change: dict[str, object]) -> None:
+def test_other_pixels_are_another_job(run: Runner, clip: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.mp4"
     run(clip, output, keep_segments=True)
-    report = run(clip, output, keep_segments=True, params=replace(PARAMS, **change), force=True)  # type: ignore[arg-type]
-    assert run.computed == [0, 1, 2]
-    assert report.segments_reused == 0
+    for change in ({"seed": 1}, {"color_fix": "wavelet"}, {"scale": 3}, {"preroll": 16}, {"kv_ratio": 2.0},
+                   {"scenes": (20,)}):  # fmt: skip
+        report = run(clip, output, keep_segments=True, params=replace(PARAMS, **change), force=True)  # type: ignore[arg-type]
+        assert run.computed == [0, 1, 2], change
+        assert report.segments_reused == 0, change
 
 
 def test_new_content_under_the_same_name_reuses_nothing(run: Runner, tmp_path: Path) -> None:
