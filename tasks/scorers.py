@@ -34,20 +34,20 @@ NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "urllib.Request"}) 
 
 @dataclass(frozen=True)
 class Metric:
-    """What pyiqa needs for one of its metrics, and usually takes: seconds of two cores, by a frame's megapixels."""
+    """What pyiqa needs for one of its metrics, and usually takes: seconds on two cores, by a frame's megapixels."""
 
     weights: str  # below PyTorch's hub folder, where pyiqa keeps them
     option: str  # of `pyiqa.create_metric`, that takes their path: given one, pyiqa does not look for a download
-    start: float
-    linear: float
-    square: float
+    start: float  # seconds until the first frame
+    linear: float  # seconds a frame and megapixel ...
+    square: float  # ... and what each megapixel more adds to that
     least: int = 1  # pixels of a frame's shorter side
 
 
 PYIQA = {
-    "musiq": Metric("pyiqa/musiq_koniq_ckpt-*.pth", "pretrained_model_path", 9.0, 1.0, 3.0),
+    "musiq": Metric("pyiqa/musiq_koniq_ckpt-*.pth", "pretrained_model_path", 5.0, 2.0, 0.4),
     # CLIP's ResNet-50 halves a frame five times.
-    "clipiqa": Metric("clip/RN50.pt", "backbone", 9.0, 1.0, 1.0, least=32),
+    "clipiqa": Metric("clip/RN50.pt", "backbone", 7.5, 2.0, 0.2, least=32),
 }
 
 
