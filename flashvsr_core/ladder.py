@@ -12,7 +12,7 @@ from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import WINDOW_PIXELS, Geometry, TileSize
 from flashvsr_core.memory import GIB, DeviceType, Estimate, estimate
-from flashvsr_core.offload import LEVELS, Offload
+from flashvsr_core.offload import LEVELS, Offload, at_least
 from flashvsr_core.registry import ModelSpec
 from flashvsr_core.relief import Placement, half_tile
 from flashvsr_core.tiling import DEFAULT_OVERLAP, dit_tiles, tiles_of
@@ -21,6 +21,8 @@ _STRIPS = (2, 3, 4, 6)
 _TILES = (1024, 768, 512, 384)  # measured one by one: tests/bench/tiling.md
 _DECODER_TILES = (1024, 512, 256)
 _MOST_AT_ONCE = 16  # tiles; more make no better use of a GPU
+_TRAVELLING = 1.05
+_SHARES = 6  # steps in which keys and values go to the host
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def ladder(
         size, overlap = tiles_of(tiling)
         ways = [
             Rung(tiling, placement, estimate(spec, tiling, geometry, device, placement, size, overlap, streams))
-            for placement in _placements(compute, geometry, device)
+            for placement in _placements(spec, compute, geometry, device)
         ]
-        yield from sorted(ways, key=lambda rung: rung.estimate.step_seconds)
+        yield from sorted(ways, key=_cost)
 
 
 def choose(
@@ -108,6 +110,11 @@ def _host_text(hosts: list[int], host_limit: int | None) -> str:
     )
 
 
+def _cost(rung: Rung) -> float:
+    """Seconds; more where the past travels: memory of the host, and a bus that others use too, must be worth it."""
+    return rung.estimate.step_seconds * (_TRAVELLING if at_least(rung.placement.offload, "kv") else 1.0)
+
+
 def _tilings(params: UpscaleParams, geometry: Geometry) -> Iterator[UpscaleParams]:
     if params.tiled_dit != "on":
         yield replace(params, tiled_dit="off", tile_size="auto", tile_overlap="auto")
@@ -140,7 +147,7 @@ def _sizes(geometry: Geometry, overlap: int) -> Iterator[TileSize]:
         yield TileSize(side, side)
 
 
-def _placements(compute: ComputeParams, geometry: Geometry, device: DeviceType) -> Iterator[Placement]:
+def _placements(spec: ModelSpec, compute: ComputeParams, geometry: Geometry, device: DeviceType) -> Iterator[Placement]:
     largest = max(geometry.padded_height, geometry.padded_width)
     sides = sorted({half_tile(geometry), *_DECODER_TILES}, reverse=True)
     tiles: list[int | None] = [side for side in sides if side < largest]
@@ -150,7 +157,14 @@ def _placements(compute: ComputeParams, geometry: Geometry, device: DeviceType) 
         tiles = [None, *tiles]
     for level in _levels(compute, device):
         for tile in tiles:
-            yield Placement(level, tile)
+            for resident in _residents(spec, compute, level):
+                yield Placement(level, tile, resident=resident)
+
+
+def _residents(spec: ModelSpec, compute: ComputeParams, level: Offload) -> Iterator[int]:
+    """Blocks whose keys and values may stay: none where the user asked for `kv`, else up to five sixths."""
+    shares = _SHARES if level == "kv" and compute.offload == "auto" else 1
+    yield from (share * spec.dit.num_layers // _SHARES for share in range(shares))
 
 
 def _levels(compute: ComputeParams, device: DeviceType) -> tuple[Offload, ...]:

@@ -31,6 +31,7 @@ GIB = 2**30
 # Bytes of float32 pictures that are enlarged or corrected at once, at most; less where decoding is done in parts too.
 _PIXELS_BYTES = 2**28
 _FEW_PIXELS_BYTES = 2**26
+_LAUNCHED = 0.02  # of the DiT's time that recording saves
 _FIRST_SLICES = 3  # token slices of a stream's first step
 _TOKENS_PER_PIXEL = 1 / WINDOW_PIXELS  # of one slice: 128 tokens for 128 x 128 pixels
 _PICTURE = 3 * 4  # bytes of one pixel of a float32 picture
@@ -54,6 +55,8 @@ class Sizes:
     largest_block: int
     other_weights: int
     past: int  # keys and values of one tile
+    stays: int  # those of all tiles that are on the device between steps
+    slots: int  # slices that `past` has room for, the one being made among them
     tile_pixels: int
     tiles: int
     pixels: int  # of the padded picture
@@ -104,13 +107,12 @@ def _stages(
     fitted, e, level, pixels = coefficients(device), sizes.element, placement.offload, sizes.pixels
     batch = min(placement.batch, sizes.tiles)
     hosted = at_least(level, "kv")
-    past = 0 if hosted else sizes.tiles * sizes.past
     moving = 2 * batch * sizes.past // spec.dit.num_layers if hosted else 0  # of two blocks: at work and on its way
     cut = placement.decoder_tile is not None
     fetched = sizes.memory_per_pixel * sizes.region_pixels * fitted[f"{params.mode}_regions"]  # of the decoder's parts
     memory = 0.0 if hosted and cut else sizes.memory_per_pixel * sizes.regions_pixels
     source = (FIRST_READ + LOOKAHEAD) * _PICTURE * pixels
-    always = sizes.other_weights + source + past + (sizes.streams - 1) * _resting(sizes, placement)
+    always = sizes.other_weights + source + sizes.stays + (sizes.streams - 1) * _resting(sizes, placement)
     blocks = 2 * sizes.largest_block if level == "weights" else sizes.blocks
     at_once = min(FIRST_READ, frames_at_once(pixels, placement)) * _PICTURE * pixels
     out = STEP * 3 * 3 * e * pixels  # the first step's 24 frames
@@ -129,10 +131,9 @@ def _stages(
 def _resting(sizes: Sizes, placement: Placement) -> int:
     """Bytes of a stream on the device while another one computes; its frames wait to be fetched, in 8 bits."""
     hosted = at_least(placement.offload, "kv")
-    past = 0 if hosted else sizes.tiles * sizes.past
     cut = placement.decoder_tile is not None
     memory = 0 if hosted and cut else int(sizes.memory_per_pixel * sizes.regions_pixels)
-    return past + memory + (LOOKAHEAD * _PICTURE + FIRST_READ * 3) * sizes.pixels
+    return sizes.stays + memory + (LOOKAHEAD * _PICTURE + FIRST_READ * 3) * sizes.pixels
 
 
 def frames_at_once(pixels: int, placement: Placement) -> int:
@@ -176,13 +177,14 @@ def _sizes(
     if len(regions) > 1:
         regions = tuple(region.grown(reach, height, width) for region in regions)
     pixels = [region.height * region.width for region in regions]
+    share = placement.resident / spec.dit.num_layers if at_least(placement.offload, "kv") else 1.0
     slots = int(params.kv_ratio) + 1
     per_token = 2 * spec.dit.dim * e + spec.dit.dim * 4 / (WINDOW_PIXELS)
     past = int(spec.dit.num_layers * slots * tile_pixels * _TOKENS_PER_PIXEL * per_token)
     lq_caches = 2 * (768 + spec.lq.hidden[0]) / 256 * e * tile_pixels * len(tiles) * streams
     return Sizes(
-        blocks * e, largest * e, int(others * e + lq_caches), past, tile_pixels, len(tiles), height * width, streams,
-        max(pixels), sum(pixels), _memory_values(spec, params.mode) * e, e,
+        blocks * e, largest * e, int(others * e + lq_caches), past, int(share * past * len(tiles)), slots, tile_pixels,
+        len(tiles), height * width, streams, max(pixels), sum(pixels), _memory_values(spec, params.mode) * e, e,
     )  # fmt: skip
 
 
@@ -246,7 +248,7 @@ def _host(sizes: Sizes, device: DeviceType, placement: Placement) -> int:
     weights = _pinned(sizes.blocks) if at_least(placement.offload, "dit") else 0
     kept = 0
     if at_least(placement.offload, "kv"):
-        kept += _pinned(sizes.past) * sizes.tiles
+        kept += _pinned(sizes.past * sizes.tiles - sizes.stays)
         kept += _pinned(int(sizes.memory_per_pixel * sizes.regions_pixels)) if placement.decoder_tile else 0
     return int(coefficients(device)["process_bytes"] + weights + sizes.streams * (frames + kept))
 
@@ -257,16 +259,17 @@ def _pinned(size: int) -> int:
 
 
 def _seconds(sizes: Sizes, mode: str, placement: Placement) -> float:
-    """One steady step. What travels beside the computation counts as far as it takes longer."""
+    """One steady step. What travels beside the computation counts as far as it takes longer, and a little for being
+    there; where things travel, steps are not recorded either."""
     fitted = coefficients("time")
     computed = sizes.tile_pixels * sizes.tiles
     rate = fitted["host_gb_per_second"] * 1e9
     dit = fitted["dit"] * computed / 1e9
     runs = -(-sizes.tiles // placement.batch)
-    moved = sizes.past * sizes.tiles if at_least(placement.offload, "kv") else 0
+    moved = (sizes.past * sizes.tiles - sizes.stays) * (sizes.slots - 1) / sizes.slots  # the newest goes the other way
     if at_least(placement.offload, "dit"):
         moved += sizes.blocks * (runs if placement.offload == "weights" else 1)
-    waiting = max(0.0, moved / rate - dit)
+    waiting = max(fitted["unhidden"] * moved / rate, moved / rate - dit) + (_LAUNCHED * dit if moved else 0.0)
     decoder = fitted[mode] * sizes.regions_pixels / 1e9
     if at_least(placement.offload, "kv") and placement.decoder_tile is not None:
         decoder += 2 * sizes.memory_per_pixel * sizes.regions_pixels / rate

@@ -1,8 +1,8 @@
 """Keeping what is not needed at the moment off the device; no pixel changes by it.
 
 Levels, each with what the ones before do: `dit`: the DiT's weights leave the device while frames are decoded; `kv`: the
-keys and values of the past lie on the host, and so do decoders' memories of tiles; `weights`: the DiT's weights
-come block by block. What block n + 1 needs travels while block n computes.
+keys and values of the past lie on the host, those of some blocks excepted, and so do decoders' memories of tiles;
+`weights`: the DiT's weights come block by block. What a block needs travels while those before it compute.
 """
 
 from collections.abc import Iterator
@@ -71,6 +71,7 @@ class Offloader:
     def __init__(self, dit: Dit, device: torch.device) -> None:
         self.dit, self.device = dit, device
         self.level: Offload = "none"
+        self.resident = 0
         self.blocks = cast(list[Block], list(dit.blocks))
         self._side = _Side(device)
         self._host: list[Tensor] = []  # one flat tensor of weights for each block
@@ -79,8 +80,9 @@ class Offloader:
         self._weights_arrivals: dict[int, torch.cuda.Event | None] = {}
         self._brought: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def set_level(self, level: Offload) -> None:
-        """From now on work at this level; streams that are open go on."""
+    def set_level(self, level: Offload, resident: int = 0) -> None:
+        """From now on work at this level; streams that are open go on, unless `resident` grew: see Placement."""
+        self.resident = resident
         if level == self.level:
             return
         with torch.inference_mode(False):
@@ -124,15 +126,18 @@ class Offloader:
         if not at_least(self.level, "kv"):
             yield
             return
-        for n in (number, number + 1):
-            if n < len(self.blocks) and n not in self._arrivals:
+        coming = [n for n in range(number, len(self.blocks)) if not self._stays(n)]
+        for n in coming[:_AT_ONCE]:
+            if n not in self._arrivals:
                 self._bring(n, rings[n])
-        self._side.await_arrival(self._arrivals.pop(number))
-        ring = rings[number]
-        ring.buffers = self._brought.pop(number, None)
+        ring, away = rings[number], not self._stays(number)
+        if away:
+            self._side.await_arrival(self._arrivals.pop(number))
+            ring.buffers = self._brought.pop(number, None)
         try:
             yield
-            self._take(ring)
+            if away:
+                self._take(ring)
         except BaseException:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # what is on its way must arrive before its place is given away
@@ -140,14 +145,21 @@ class Offloader:
             self._arrivals.clear()
             raise
         finally:
-            ring.buffers = None
+            if away:
+                ring.buffers = None
+
+    def _stays(self, number: int) -> bool:
+        """Whether keys and values of this block stay on the device: `resident` blocks, evenly among the others, so that
+        those of the others travel while they compute."""
+        count = len(self.blocks)
+        return (number + 1) * self.resident // count > number * self.resident // count
 
     def settle(self, rings: list[KvRing]) -> None:
         """Rings of an open stream go where this level keeps them."""
         if at_least(self.level, "kv"):
-            for ring in rings:
-                if ring.buffers is not None:
-                    slots = [_slot(ring, ring.buffers, number) for number in range(ring.filled)]
+            for number, ring in enumerate(rings):
+                if ring.buffers is not None and not self._stays(number):
+                    slots = [_slot(ring, ring.buffers, place) for place in range(ring.filled)]
                     ring.host = [to_host(slot, self.device) for slot in slots]
                     ring.buffers = None
 

@@ -32,6 +32,8 @@ class Placement:
     """Pixels a side of the parts that are decoded one after the other; None: the whole picture."""
     batch: int = 1
     """Tiles of the DiT that are computed at once, at most."""
+    resident: int = 0
+    """Blocks of the DiT whose keys and values stay on the device although `offload` is "kv"."""
 
 
 class Relief:
@@ -48,7 +50,7 @@ class Relief:
     def run(self, stage: Stage, state: PictureState, work: Callable[[], Result]) -> Result:
         """What `work` returns; on failure `state` is put back and `work` called again."""
         # Another stream of the same model, that of the transparency, may have sent more away.
-        self.placement = replace(self.placement, offload=self.offloader.level)
+        self.placement = replace(self.placement, offload=self.offloader.level, resident=self.offloader.resident)
         while True:
             before = mark(state)
             try:
@@ -82,6 +84,8 @@ class Relief:
         if stage == "decoder" and len(state.decoder_tiles) == 1 and largest > _LEAST_TILE:
             size = half_tile(self.painter.geometry)
             yield f"frames are decoded in parts of {size} pixels", lambda: self._cut(state, size)
+        if self.placement.resident:
+            yield "the last keys and values of the past go to the host", lambda: self.offload("kv")
         for level, what in (("kv", "keys and values of the past go to the host"),
                             ("weights", "the DiT's weights come block by block")):  # fmt: skip
             if LEVELS.index(self.placement.offload) < LEVELS.index(level):
@@ -117,7 +121,7 @@ class Relief:
 
     def offload(self, level: Offload) -> None:
         self.offloader.set_level(level)
-        self.placement = replace(self.placement, offload=level)
+        self.placement = replace(self.placement, offload=level, resident=0)
 
     def _halve_frames(self) -> None:
         self.frames_at_once //= 2

@@ -93,7 +93,7 @@ class Upscaler:
         if self._steady is not None:  # recorded steps read the weights where they were
             self._steady[1].stop("things are placed anew")
             self._steady = None
-        self.offloader.set_level(placement.offload)
+        self.offloader.set_level(placement.offload, placement.resident)
         self.placement = self._asked = placement
 
     @classmethod

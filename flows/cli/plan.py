@@ -114,6 +114,7 @@ def _memory(plan: "JobPlan") -> dict[str, Any]:
         "tiles_at_once": placement.batch,
         "decoder_tile": placement.decoder_tile,
         "offload": placement.offload,
+        "resident": placement.resident,
         "device_is_host": plan.device_type == "cpu",
     }
 
@@ -123,7 +124,8 @@ def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
         f"tiles of {memory['tile_size']} overlapping by {memory['tile_overlap']}" if memory["tile_size"] else "untiled"
     )
     parts = f"decoded in parts of {memory['decoder_tile']}" if memory["decoder_tile"] else "decoded whole"
-    way = f"{tiles}, {parts}, offload {memory['offload']}, {memory['slowdown']:.2f} x the time of the untiled picture"
+    offload = memory["offload"] + (f" but for {memory['resident']} blocks" if memory["resident"] else "")
+    way = f"{tiles}, {parts}, offload {offload}, {memory['slowdown']:.2f} x the time of the untiled picture"
     device, host = (memory[name] / 2**30 for name in ("device_bytes", "host_bytes"))
     peak = (
         f"{device + host:.2f} GiB"

@@ -67,6 +67,7 @@ class Case:
     offload: Offload = "none"
     decoder_tile: int | None = None
     batch: int = 1
+    resident: int = 0
     steps: int = 3
 
     @property
@@ -75,7 +76,8 @@ class Case:
         if self.limit_gib is not None:
             return f"{size}, limit {self.limit_gib:g}"
         return f"{size}, tile {self.tile or 'none'}/{self.overlap if self.tile else 0} at once {self.batch}, " + (
-            f"offload {self.offload}, decode {self.decoder_tile or 'whole'}"
+            f"offload {self.offload}{f' but for {self.resident}' if self.resident else ''}, "
+            f"decode {self.decoder_tile or 'whole'}"
         )
 
     @property
@@ -97,6 +99,7 @@ def gpu_cases() -> list[Case]:
     plain += [Case("v1.0", "tiny", 352, 192, 4), Case("nano", "tiny", 352, 192, 4), Case("nano", "tiny", 640, 384, 4)]
     levels = [Case(*small, offload=level) for level in ("dit", "kv", "weights")]
     levels += [Case("v1.1", "full", 352, 192, 4, offload="weights", decoder_tile=512)]
+    levels += [Case(*small, offload="kv", resident=15), Case("v1.1", "tiny", 640, 384, 4, offload="kv", resident=10)]
     tiles = [Case("v1.1", "tiny", 480, 270, 4, tile=t, overlap=o, batch=n)
              for t, o, n in (("1024", 256, 1), ("1152x1152", 256, 2), ("512", 128, 1), ("512", 128, 8))]  # fmt: skip
     tiles += [Case("v1.1", "tiny", 640, 384, 4, tile="1536x1408", offload="kv", decoder_tile=d) for d in (512, 1024)]
@@ -118,7 +121,7 @@ def measure(case: Case, kind: DeviceType) -> str:
     weights = _weights(spec, case.mode, kind)
     asked = replace(params, tiled_dit="auto")
     if case.limit_gib is None:
-        placement = Placement(case.offload, case.decoder_tile, case.batch)
+        placement = Placement(case.offload, case.decoder_tile, case.batch, case.resident)
         rung = Rung(params, placement, estimate(spec, params, geometry, kind, placement, *tiles_of(params)))
     else:
         rung = choose(spec, asked, ComputeParams(), geometry, kind, int(case.limit_gib * GIB))
@@ -201,10 +204,10 @@ def foreseen(case: Case, way: str) -> int:
     geometry = Geometry(case.width, case.height, case.scale)
     if (tile := re.search(r"tiles (\w+)", way)) is not None:
         params = replace(params, tiled_dit="on", tile_size=tile[1], tile_overlap=case.overlap)
-    found = re.search(r"offload='(\w+)', decoder_tile=(\w+), batch=(\d+)", way)
+    found = re.search(r"offload='(\w+)', decoder_tile=(\w+), batch=(\d+)(?:, resident=(\d+))?", way)
     assert found is not None, way
-    level, side, batch = found.groups()
-    placement = Placement(level, None if side == "None" else int(side), int(batch))  # type: ignore[arg-type]
+    level, side, batch, resident = found.groups(default="0")
+    placement = Placement(level, None if side == "None" else int(side), int(batch), int(resident))  # type: ignore[arg-type]
     return estimate(spec, params, geometry, "cuda", placement, *tiles_of(params)).device_bytes
 
 

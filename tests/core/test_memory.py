@@ -50,6 +50,26 @@ def test_more_is_off_the_device_the_further_down_the_ladder() -> None:
     assert host[0] < host[1] < host[2]
 
 
+def test_keys_and_values_that_stay_take_room_and_save_time() -> None:
+    ways = [estimate(SPEC, PARAMS, LARGE, "cuda", Placement("kv", resident=n), None, 0) for n in (0, 10, 20, 30)]
+    whole = estimate(SPEC, PARAMS, LARGE, "cuda", Placement("dit"), None, 0)
+    device, host, seconds = ([getattr(way, name) for way in ways]
+                             for name in ("device_bytes", "host_bytes", "step_seconds"))  # fmt: skip
+    assert device == sorted(device)
+    assert device[0] < 0.5 * device[-1]
+    assert host == sorted(host, reverse=True)
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] > seconds[-1]
+    assert whole.device_bytes <= device[-1] <= 1.1 * whole.device_bytes
+
+
+def test_as_much_of_the_past_stays_as_fits() -> None:
+    roomy, tight = chosen(40), chosen(24)
+    assert roomy.placement.offload == tight.placement.offload == "kv"
+    assert roomy.placement.resident > tight.placement.resident > 0
+    assert chosen(40, compute=ComputeParams(offload="kv")).placement.resident == 0
+
+
 @pytest.mark.parametrize("placement", [Placement(), Placement("kv", 512)])
 def test_transparency_is_a_second_stream_and_counted(placement: Placement) -> None:
     """Weights and what is needed while computing are there once; what a stream carries, twice."""

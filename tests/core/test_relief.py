@@ -69,10 +69,10 @@ def test_offloading_takes_weights_off_the_device_and_changes_nothing(
     assert kept == ([False, True] if level in ("kv", "weights") else [False, False])
 
 
-def test_streamed_weights_are_two_blocks_at_most(weights: Weights, clip: np.ndarray) -> None:
-    """Of a model with five, so that two are few."""
-    deep = replace(weights.spec.dit, num_layers=5)
-    spec = replace(weights.spec, dit=deep)
+@pytest.fixture(scope="module")
+def deep(weights: Weights) -> Weights:
+    """Of a model with five blocks, so that two are few."""
+    spec = replace(weights.spec, dit=replace(weights.spec.dit, num_layers=5))
     dit = {**weights.dit}
     for number in range(2, 5):
         dit |= {
@@ -80,7 +80,46 @@ def test_streamed_weights_are_two_blocks_at_most(weights: Weights, clip: np.ndar
             for key, value in weights.dit.items()
             if "blocks.0." in key
         }
-    upscaler = Upscaler.load(replace(weights, spec=spec, dit=dit), PARAMS)
+    return replace(weights, spec=spec, dit=dit)
+
+
+@pytest.mark.parametrize("resident", [0, 1, 2, 3, 5])
+def test_keys_and_values_of_some_blocks_may_stay(deep: Weights, clip: np.ndarray, resident: int) -> None:
+    upscaler = Upscaler.load(deep, PARAMS)
+    whole = stream(upscaler, clip)
+    upscaler.place(Placement("kv", resident=resident))
+    stayed: dict[int, bool] = {}
+    away_at_once: list[int] = []
+
+    def look(number: int) -> Callable[..., None]:
+        def after(_: object, args: tuple[Any, ...], __: object) -> None:
+            stayed[number] = args[6].host is None
+            away_at_once.append(len(upscaler.offloader._brought))
+
+        return after
+
+    for number, block in enumerate(upscaler.net.dit.blocks):
+        block.register_forward_hook(look(number))
+    assert np.array_equal(stream(upscaler, clip), whole)
+    assert sum(stayed.values()) == resident
+    assert not (stayed[0] and stayed[1]) or resident > 3  # evenly
+    assert max(away_at_once) <= (1 if resident == 0 else 2)  # beside the one at work
+
+
+@pytest.mark.parametrize("calls", [(2,), (1, 2)])
+def test_what_stayed_goes_too_where_memory_runs_out(deep: Weights, clip: np.ndarray, calls: tuple[int, ...]) -> None:
+    upscaler = Upscaler.load(deep, PARAMS)
+    whole = stream(upscaler, clip)
+    upscaler.place(Placement("kv", resident=3))
+    told: list[str] = []
+    with failing(upscaler, "dit", calls):
+        assert np.array_equal(stream(upscaler, clip, told), whole)
+    assert "the last keys and values" in told[0]
+    assert (upscaler.placement.offload, upscaler.placement.resident) == ("kv" if len(calls) == 1 else "weights", 0)
+
+
+def test_streamed_weights_are_two_blocks_at_most(deep: Weights, clip: np.ndarray) -> None:
+    upscaler = Upscaler.load(deep, PARAMS)
     before, whole = upscaler.offloader.weight_bytes, stream(upscaler, clip)
     upscaler.place(Placement("weights"))
     seen: list[int] = []
