@@ -56,16 +56,18 @@ def crop(x: Tensor, geometry: Geometry) -> Tensor:
     return x[..., : geometry.out_height, : geometry.out_width]
 
 
-def rgb_packer(depth: Literal[8, 16]) -> Pack:
-    """Float T 3 H W in [-1, 1] -> uint8 or uint16 T H W 3 over the full range of the type."""
-    peak = 2**depth - 1
+def quantise_rgb(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float T 3 H W in [-1, 1] -> T H W 3 over the full range of uint8 or uint16."""
+    peak = torch.iinfo(dtype).max
+    levels = ((x.float() + 1) * (peak / 2)).round().clamp(0, peak)
+    return levels.to(dtype).permute(0, 2, 3, 1).contiguous()
+
+
+def rgb_packer(depth: Literal[8, 16], quantise: Callable[[Tensor, torch.dtype], Tensor] = quantise_rgb) -> Pack:
+    """Float T 3 H W in [-1, 1] -> uint8 or uint16 T H W 3 over the full range of the type; `quantise` as
+    `quantise_rgb`."""
     dtype = torch.uint8 if depth == 8 else torch.uint16
-
-    def quantise(x: Tensor) -> tuple[Tensor, ...]:
-        levels = ((x.float() + 1) * (peak / 2)).round().clamp(0, peak)
-        return (levels.to(dtype).permute(0, 2, 3, 1).contiguous(),)
-
-    return Pack(quantise, lambda arrays: arrays[0])
+    return Pack(lambda x: (quantise(x, dtype),), lambda arrays: arrays[0])
 
 
 def yuv_packer(layout: YuvLayout) -> Pack:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -124,6 +124,10 @@ class Upscaler:
             found.recorder = lambda: CudaGraphs(device)
         return found
 
+    def rgb_pack(self, depth: Literal[8, 16]) -> Pack:
+        """`rgb_packer` with this device's kernels."""
+        return rgb_packer(depth, kernels(self.params.attention).quantise_rgb)
+
     def sparsity(self, geometry: Geometry) -> Sparsity:
         """How attention chooses and computes blocks at this size."""
         rows, columns = geometry.windows
@@ -169,7 +173,7 @@ class Upscaler:
             raise UserError("there are no frames to upscale; at least 1 is needed")
         height, width = opening.shape[:2]
         geometry = Geometry(width, height, self.params.scale)
-        run = Run(self, geometry, pack or _same_depth(opening), on_fallback)
+        run = Run(self, geometry, pack or self.rgb_pack(8 if opening.dtype == np.uint8 else 16), on_fallback)
         start, stop = emit or (first, None)
         if start % GRID:
             raise UserError(f"frame {start} cannot start a segment; use a multiple of {GRID}")
@@ -190,10 +194,6 @@ def _quantise(net: Network) -> None:
 
     net.dit.quantise(linear, ROUNDING)
     net.lq_proj.quantise(unfold, multiply)
-
-
-def _same_depth(frame: np.ndarray) -> Pack:
-    return rgb_packer(8 if frame.dtype == np.uint8 else 16)
 
 
 def _begin(marked: Iterator[MarkedFrame], base: int, start: int) -> Iterator[MarkedFrame]:

@@ -19,7 +19,7 @@ from flashvsr_core.config import CLUSTERS, ComputeParams
 from flashvsr_core.cuts import CONTEXT
 from flashvsr_core.errors import BadInput, FlashvsrError, OutOfMemory, TransientError, UserError
 from flashvsr_core.layout import Planes
-from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, rgb_packer, yuv_packer
+from flashvsr_core.pixels import Pack, changed, grey_packer, resizer, yuv_packer
 from flashvsr_core.segments import SegmentPlan, reading_range
 from flashvsr_core.upscaler import Upscaler
 from tasks import halt, heap, stop
@@ -252,7 +252,7 @@ def _planes(
     colour_pack: Pack
     if images.is_images(plan.encode.container):
         depth = images.depth_of(plan.encode)
-        colour_pack, alpha_pack = rgb_packer(depth), grey_packer(depth)
+        colour_pack, alpha_pack = upscaler.rgb_pack(depth), grey_packer(depth)
     else:
         layout = layout_of(plan.encode, plan.info)
         colour_pack, alpha_pack = yuv_packer(layout), grey_packer(layout.depth)

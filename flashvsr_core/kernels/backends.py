@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flashvsr_core.errors import UserError
@@ -14,15 +15,16 @@ from flashvsr_core.kernels.finish_frames import finish_frames
 from flashvsr_core.kernels.interleave import interleave
 from flashvsr_core.kernels.repeat_pixels import repeat_pixels
 from flashvsr_core.kernels.token_ops import Windows
-from flashvsr_core.pixels import enlarge_padded
+from flashvsr_core.pixels import enlarge_padded, quantise_rgb
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Everything in a DiT block but linear layers and attention, the decoder's enlargement and end, and the input's.
+    """Everything in a DiT block but linear layers and attention, the decoder's enlargement and end, the input's, and
+    the way into whole numbers.
 
-    Arguments: see the functions of these names in `token_ops`, `block_mask`, `repeat_pixels`, `interleave` and
-    `finish_frames`; `enlarge` is `pixels.enlarge_padded`.
+    Arguments: see the functions of these names in `token_ops`, `block_mask`, `repeat_pixels`, `interleave`,
+    `finish_frames` and `pixels`, where `enlarge` is `enlarge_padded`.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Kernels:
     interleave: Callable[[Tensor, int], Tensor]
     finish_frames: Callable[[Tensor, Tensor], None]
     enlarge: Callable[[Tensor, Geometry], Tensor]
+    quantise_rgb: Callable[[Tensor, torch.dtype], Tensor]
     in_place: bool  # whether keys and values are written straight into the ring
 
 
@@ -51,6 +54,7 @@ REFERENCE = Kernels(
     interleave,
     finish_frames,
     enlarge_padded,
+    quantise_rgb,
     in_place=False,
 )
 
@@ -67,6 +71,7 @@ def kernels(name: str) -> Kernels:
     from flashvsr_core.kernels.enlarge_triton import enlarge
     from flashvsr_core.kernels.pixels_triton import finish_frames as finish
     from flashvsr_core.kernels.pixels_triton import interleave as interleave_phases
+    from flashvsr_core.kernels.pixels_triton import quantise_rgb as quantise
     from flashvsr_core.kernels.pixels_triton import repeat_pixels as repeat
 
     return Kernels(
@@ -81,5 +86,6 @@ def kernels(name: str) -> Kernels:
         interleave_phases,
         finish,
         enlarge,
+        quantise,
         in_place=True,
     )

@@ -1,4 +1,5 @@
-"""`repeat_pixels`, `interleave` and `finish_frames` in Triton: every input is read once, and written by whole lines."""
+"""`repeat_pixels`, `interleave`, `finish_frames` and `quantise_rgb` in Triton: every input is read once, and written by
+whole lines."""
 
 from typing import Any
 
@@ -60,6 +61,21 @@ def _finish(x, out, pixels, out_channel, out_frame, STRIDE: tl.constexpr, PIXELS
         tl.store(write + channel * out_channel, value.to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _quantise_rgb(x, out, width, x_frame, x_channel, x_row, half, PIXELS: tl.constexpr):
+    """x in [-1, 1] -> whole numbers up to 2 * half. A program: a part of a row."""
+    at = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    row, rows, frame = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
+    inside = at < width
+    read = x + frame * x_frame + row * x_row + at
+    write = out + ((frame * rows + row) * width + at) * 3
+    for channel in tl.static_range(3):
+        level = (tl.load(read + channel * x_channel, mask=inside, other=0).to(tl.float32) + 1) * half
+        level = (level + 12582912.0) - 12582912.0  # 1.5 * 2^23: to the nearest whole number, halves to the even one
+        level = tl.minimum(tl.maximum(level, 0.0), 2 * half)
+        tl.store(write + channel, level.to(out.dtype.element_ty), mask=inside)
+
+
 def repeat_pixels(x: Tensor, stride: int) -> Tensor:
     """See `repeat_pixels.repeat_pixels`. x channels last; channels of a frame: a power of 2."""
     steps, channels, height, width = x.shape
@@ -105,3 +121,16 @@ def finish_frames(x: Tensor, out: Tensor) -> None:
             )
         return
     raise UserError(f"frames with strides {out.stride()} cannot be finished; a picture of a channel must have no gaps")
+
+
+def quantise_rgb(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `pixels.quantise_rgb`. Rows may have gaps between them, as those of a cropped picture, but none within."""
+    frames, _, height, width = x.shape
+    x = x if x.stride(3) == 1 else x.contiguous()
+    out = torch.empty(frames, height, width, 3, dtype=dtype, device=x.device)
+    with on(x):
+        _quantise_rgb[(triton.cdiv(width, _LINE), height, frames)](
+            x, out, width, x.stride(0), x.stride(1), x.stride(2), torch.iinfo(dtype).max / 2,
+            PIXELS=_LINE, enable_fp_fusion=False,  # the product is rounded before it is rounded to a whole number
+        )  # fmt: skip
+    return out

@@ -76,6 +76,10 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]] 
     "_finish": ("pixels_triton",
                 {"x": "*half", "out": "*half", "pixels": "i32", "out_channel": "i32", "out_frame": "i32"},
                 {"STRIDE": 8, "PIXELS": 1024}, {}),
+    "_quantise_rgb": ("pixels_triton",
+                  {"x": "*fp32", "out": "*u8"}
+                  | dict.fromkeys(("width", "x_frame", "x_channel", "x_row"), "i32") | {"half": "fp32"},
+                  {"PIXELS": 1024}, {"enable_fp_fusion": False}),
     "_widen": ("enlarge_triton", {"x": "*u8", "out": "*fp32", "width": "i32", "peak": "fp32"},
                {"SCALE": 4, "PIXELS": 512}, {}),
     "_heighten": ("enlarge_triton",

@@ -7,7 +7,8 @@ from PIL import Image
 
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.layout import YuvLayout
-from flashvsr_core.pixels import crop, enlarge, pad, rgb_packer, rgb_to_yuv, yuv_packer
+from flashvsr_core.pixels import crop, enlarge, pad, quantise_rgb, rgb_packer, rgb_to_yuv, yuv_packer
+from tests.core import triton_here
 
 MATRICES = {"bt601": (0.299, 0.587, 0.114), "bt709": (0.2126, 0.7152, 0.0722), "bt2020": (0.2627, 0.6780, 0.0593)}
 
@@ -87,3 +88,18 @@ def test_planes_of_odd_sizes(size: tuple[int, int]) -> None:
     y, u, v = yuv_packer(YuvLayout("420", 8, "bt709"))(torch.zeros(2, 3, *size))
     assert y.shape == (2, *size)
     assert u.shape == v.shape == (2, -(-size[0] // 2), -(-size[1] // 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 1, 1), (2, 7, 33), (3, 2, 1100)])
+def test_whole_numbers_by_triton_are_those_of_pytorch(frames: int, height: int, width: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(width)
+    whole = torch.rand(3, frames, height + 2, width + 5, generator=generator) * 2.2 - 1.1  # beyond the range, too
+    whole[0, 0, 0, 0] = -1 + 2 * 0.5 / torch.iinfo(dtype).max  # between two whole numbers
+    x = whole.to(triton_here.DEVICE).transpose(0, 1)[..., :height, :width]  # as a cropped picture lies in memory
+    found = triton_here.module("pixels_triton").quantise_rgb(x, dtype)
+    assert found.is_contiguous()
+    assert torch.equal(found.cpu(), quantise_rgb(x, dtype).cpu())
+    assert torch.equal(
+        triton_here.module("pixels_triton").quantise_rgb(x.transpose(2, 3), dtype), found.transpose(1, 2)
+    )
