@@ -33,7 +33,7 @@ def test_every_length_gives_its_own_frame_count(weights: Weights, frames: int) -
     assert out.shape == (frames, 16, 16, 3)
 
 
-@pytest.mark.parametrize(("height", "width"), [(143, 177), (100, 40), (64, 64), (1, 1), (3, 130)])
+@pytest.mark.parametrize(("height", "width"), [(43, 77), (100, 40), (64, 64), (1, 1), (3, 130)])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_no_pixel_is_lost(weights: Weights, height: int, width: int, scale: int) -> None:
     out = run(Upscaler.load(weights, replace(PARAMS, scale=scale)), clip(1, height, width))  # type: ignore[arg-type]
