@@ -10,7 +10,7 @@ import torch
 from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.layout import Planes
-from flashvsr_core.pixels import Pack, enlarge
+from flashvsr_core.pixels import Pack, enlarge, rgb_packer
 from flashvsr_core.relief import Placement
 from tasks import upscale
 from tasks.assemble import assemble
@@ -24,6 +24,8 @@ COMPUTE = ComputeParams(devices="cpu")
 
 class Enlarger:
     """Stands where an Upscaler does: the core's own enlargement and packing, no model."""
+
+    rgb_pack = staticmethod(rgb_packer)
 
     def __init__(self, scale: int) -> None:
         self.scale = scale
