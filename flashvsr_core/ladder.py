@@ -21,7 +21,7 @@ _STRIPS = (2, 3, 4, 6)
 _TILES = (1024, 768, 512, 384)  # measured one by one: tests/bench/tiling.md
 _DECODER_TILES = (1024, 512, 256)
 _MOST_AT_ONCE = 16  # tiles; more make no better use of a GPU
-_TRAVELLING = 1.05
+_TRAVELLING = 1.05  # what a way whose past travels must gain; a guess
 _SHARES = 6  # steps in which keys and values go to the host
 
 

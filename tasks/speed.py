@@ -70,10 +70,10 @@ def remember_costs(
     new = {"start": costs.start, "latent": costs.latent and costs.latent / _size(plan)}
     _mix(memory, _key(plan, compute), {name: value for name, value in new.items() if value is not None})
     usual = _ends(plan, looks)
-    if (rest := costs.tail - sum(took.values())) > 0:
-        _mix(memory, "tail", {"factor": rest / usual["tail"]})
-    for key, seconds in _ends(plan, took).items():
-        if key != "tail" and usual.get(key):
+    rest = costs.tail - sum(took.values())
+    spent = {"tail": rest} | {_look_key(name): seconds for name, seconds in took.items()}
+    for key, seconds in spent.items():
+        if seconds > 0 and key in usual:
             _mix(memory, key, {"factor": seconds / usual[key]})
     urls.write_json(_place(cache_dir), memory)
 
@@ -96,7 +96,11 @@ def _usual_tail(plan: JobPlan) -> float:
 
 def _ends(plan: JobPlan, looks: Mapping[str, float]) -> dict[str, float]:
     """The usual seconds of each part of a run's end, by its key in the memory."""
-    return {"tail": _usual_tail(plan)} | {f"tail {name}": seconds for name, seconds in looks.items()}
+    return {"tail": _usual_tail(plan)} | {_look_key(name): seconds for name, seconds in looks.items()}
+
+
+def _look_key(name: str) -> str:
+    return f"tail {name}"
 
 
 def _mix(memory: dict[str, dict[str, float]], key: str, new: dict[str, float]) -> None:
