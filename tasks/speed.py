@@ -73,7 +73,7 @@ def remember_costs(
     rest = costs.tail - sum(took.values())
     spent = {"tail": rest} | {_look_key(name): seconds for name, seconds in took.items()}
     for key, seconds in spent.items():
-        if seconds > 0 and key in usual:
+        if seconds > 0 and usual.get(key):
             _mix(memory, key, {"factor": seconds / usual[key]})
     urls.write_json(_place(cache_dir), memory)
 
