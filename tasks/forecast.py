@@ -167,7 +167,9 @@ class Work:
         """What follows the frames that are done; where none is, its beginning included."""
         reach = self.shots.reach(segment, self.preroll)
         at = segment.start + segment.done
-        known = sum(cost for cost, end in self._steps(segment, reach) if end > at) if reach > at else 0
+        # Before any frame came the steps that make only pre-roll are still to come, too.
+        steps = self._steps(segment, reach) if reach > at else ()
+        known = sum(cost for cost, end in steps if end > at or not segment.done)
         if known or segment.first:
             return known + self._guessed_steps(segment.stop - max(at, reach))
         rest = segment.frames - _first_frames(segment, self.preroll)

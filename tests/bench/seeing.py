@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ffmpeg
 from rich.console import Console
@@ -41,11 +41,12 @@ guard = threading.Lock()
 
 @dataclass
 class Watched:
-    """One run: how often the clip is repeated, scale, segment length; then what was seen of it."""
+    """One run: how often the clip is repeated, scale, segment length, whether cuts count; then what was seen of it."""
 
     repeats: int
     scale: int
     segment: int
+    scenes: Literal["auto", "off"] = "auto"
     samples: list[tuple[float, tuple[float, float], tuple[float | None, float | None]]] = field(default_factory=list)
     begun: tuple[float, float] = (0.0, 0.0)
     end: tuple[float, float] = (0.0, 0.0)
@@ -56,10 +57,21 @@ class Watched:
 
     @property
     def name(self) -> str:
-        return f"{96 * self.repeats} frames, x{self.scale}, segments of {self.segment}"
+        return f"{96 * self.repeats} frames, x{self.scale}, segments of {self.segment}{self.one_scene}"
+
+    @property
+    def one_scene(self) -> str:
+        return ", one scene" if self.scenes == "off" else ""
 
 
-RUNS = (Watched(1, 4, 32), Watched(2, 2, 512), Watched(5, 2, 64), Watched(5, 2, 512), Watched(4, 2, 32))
+RUNS = (
+    Watched(1, 4, 32),
+    Watched(2, 2, 512),
+    Watched(5, 2, 64),
+    Watched(5, 2, 512),
+    Watched(4, 2, 32),
+    Watched(1, 2, 32, "off"),
+)
 
 
 def timed(holder: Any, name: str, label: str) -> None:
@@ -139,7 +151,7 @@ def watch_run(run: Watched, source: Path, folder: str, output: str) -> None:
         upscale_video(
             str(source),
             output,
-            params=UpscaleParams(scale=run.scale, model="nano"),
+            params=UpscaleParams(scale=run.scale, model="nano", scenes=run.scenes),
             compute=ComputeParams(devices="cpu", work_dir=f"{folder}/work"),
             segment_frames=run.segment,
         )
@@ -180,9 +192,9 @@ def table(runs: list[Watched]) -> str:
         "",
         "Command: `python -m tests.bench.seeing`",
         "",
-        "The bundled clip (192x108, 96 frames, scene cuts at 28 and 64), repeated where a run is longer, "
-        "with nano on a CPU of 2 cores. The load says how much other work ran (up to 2 is this run alone). So there "
-        "are two clocks: that on the wall, until the end of the run; and this process's own, which "
+        "The bundled clip (192x108, 96 frames, scene cuts at 28 and 64; one scene: with --scenes off), repeated where "
+        "a run is longer, with nano on a CPU of 2 cores. The load says how much other work ran (up to 2 is this run "
+        "alone). So there are two clocks: that on the wall, until the end of the run; and this process's own, which "
         "others do not hold up, until the last frame and with nothing known from runs before.",
         "",
         "## The time left",
@@ -198,7 +210,8 @@ def table(runs: list[Watched]) -> str:
     for run in runs:
         took = [end - begun for begun, end in zip(run.begun, run.end)]
         for clock, name in enumerate(("wall", "own")):
-            row = f"| {96 * run.repeats}, x{run.scale}, {run.segment} | {run.load:.1f} | {took[0]:.0f}, {took[1]:.0f} "
+            shape = f"{96 * run.repeats}, x{run.scale}, {run.segment}{run.one_scene}"
+            row = f"| {shape} | {run.load:.1f} | {took[0]:.0f}, {took[1]:.0f} "
             cells = [cell(errors(run, clock, low, high)) for low, high in (*BANDS, (0.1, 0.999))]
             lines.append(f"{row}| {name} | {' | '.join(cells)} |")
     cpu = sum(run.cpu for run in runs)

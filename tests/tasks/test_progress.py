@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from tasks.events import (
+    CutsFound,
     Event,
     FramesDone,
     JobPlanned,
@@ -174,6 +175,21 @@ def test_what_earlier_runs_cost_is_told_from_the_start() -> None:
     for _, now in play(run, 2, 45, 0, load=7.0, tail=3.0):
         assert now.measured is None or now.measured.latent == pytest.approx(LATENT)
         assert now.measured is None or now.measured.start == pytest.approx(7.0, abs=0.5)
+
+
+def test_steps_that_make_only_pre_roll_are_counted_of_segments_that_wait() -> None:
+    """Where the scout found no cut, all of the pre-roll is streamed. Such steps were once left out."""
+    run = Run()
+    run.plan(2, 64, costs=Costs(LATENT), preroll=32)
+    run.tell(CutsFound(0, 128, ()))
+    waiting = latents(64, 64, 32) * LATENT
+    assert run.see().left == pytest.approx(latents(0, 64, 32) * LATENT + waiting)
+    run.tell(SegmentStarted(0, 64, worker="one"))
+    for took, count in stream(0, 64, 32):
+        run.tell(FramesDone(0, count, latents=2 if run.progress.segments[0].first else 0), at=100.0 + took)
+    assert run.see().left == pytest.approx(waiting)
+    run.tell(SegmentStarted(1, 64, worker="one"))
+    assert run.see().left == pytest.approx(waiting)
 
 
 @pytest.mark.parametrize("cuts", [(), (30,), (28, 64, 66), (29,), (45,)])

@@ -58,6 +58,8 @@ SHAPES = {
     "twelve segments, half of them done": ("384 frames, x2, segments of 32", 1, range(6)),
     "twelve segments, every other done": ("384 frames, x2, segments of 32", 1, range(0, 12, 2)),
     "twelve segments, two workers": ("384 frames, x2, segments of 32", 2, ()),
+    # Without a cut all of the pre-roll is streamed: steps that emit nothing before a segment's first frames.
+    "three segments of one scene": ("96 frames, x2, segments of 32, one scene", 1, ()),
     "eight segments, three workers": ("480 frames, x2, segments of 64", 3, ()),
 }
 
