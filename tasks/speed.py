@@ -13,14 +13,16 @@ from flashvsr_core.segments import FIRST_EMIT, FIRST_READ, STEP, SegmentPlan
 from tasks.forecast import STEP_LATENTS, Costs, latents
 from tasks.gpu import device_name, devices_of, loaded_upscaler
 from tasks.plan import JobPlan
-from tasks.quality import FEWEST, MARGIN, SAMPLES
+from tasks.quality import MARGIN, sample_places
+from tasks.report import LEAST_LOOK
 from tasks.storage import urls
 
 _SMALL = 64  # sides of the input picture that is measured on, pixels
 _NEWEST = 0.5  # weight of the newest run in what is remembered
-# The end of a run where nothing is remembered: starting its parts; megapixels a second of frames that are decoded and
-# looked at around joins, and of frames that are only copied. What is remembered is a factor on all three.
-_FIXED_TAIL, _LOOKED, _COPIED = 2.0, 80.0, 2000.0
+# The end of a run where nothing is remembered: starting its parts; megapixels a second of frames that are verified
+# around joins, that are looked at (measured on two cores with clips of 640x360 to 1920x1080: 12 to 16, since source and
+# result are read from key frames on), and that are only copied. What is remembered is a factor on all of it.
+_FIXED_TAIL, _VERIFIED, _LOOKED, _COPIED = 2.0, 80.0, 15.0, 2000.0
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
@@ -89,9 +91,12 @@ def padded_megapixels(plan: JobPlan) -> float:
 
 
 def _usual_tail(plan: JobPlan) -> float:
-    joins = len(plan.segments) - 1
-    looked = (joins + min(SAMPLES, max(FEWEST, joins))) * (2 * MARGIN + 1)
-    return _FIXED_TAIL + padded_megapixels(plan) * (looked / _LOOKED + plan.info.frames / _COPIED)
+    joins = [segment.start for segment in plan.segments[1:]]
+    place = padded_megapixels(plan) * (2 * MARGIN + 1)
+    # Looking ends with the place at which its time is over; a long run gives it more, but a hundredth of its own.
+    looking = min(len(sample_places(joins, plan.info.frames)) * place / _LOOKED, LEAST_LOOK + place / _LOOKED)
+    copying = padded_megapixels(plan) * plan.info.frames / _COPIED
+    return _FIXED_TAIL + len(joins) * place / _VERIFIED + looking + copying
 
 
 def _ends(plan: JobPlan, looks: Mapping[str, float]) -> dict[str, float]:

@@ -1,11 +1,13 @@
 """What a machine remembers of its speed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tasks.forecast import Costs
+from tasks.report import LEAST_LOOK
 from tasks.speed import estimate_seconds, expected_costs, remember_costs
 from tests.tasks.conftest import COMPUTE, Made, made  # noqa: F401 - a fixture
 
@@ -31,6 +33,14 @@ def test_the_end_counts_what_looks_at_the_result(made: Made, tmp_path: Path) -> 
     assert expected_costs(made.plan, COMPUTE, tmp_path).tail == pytest.approx(3)
     assert expected_costs(made.plan, COMPUTE, tmp_path, looks).tail == pytest.approx(33)
     assert expected_costs(made.plan, COMPUTE, tmp_path, {"musiq": 80.0}).tail == pytest.approx(3 + 50)
+
+
+def test_the_end_counts_what_is_looked_at_until_the_time_for_it_is_over(made: Made, tmp_path: Path) -> None:  # noqa: F811
+    """Of 1080p that was once less than half of what it takes; of 8K a place takes long, and is the last one."""
+    hd, large = (replace(made.plan.info, width=width, height=height) for width, height in ((960, 540), (3840, 2160)))
+    few = replace(made.plan, info=hd, segment_frames=48)
+    assert 2.0 + LEAST_LOOK < expected_costs(few, COMPUTE, tmp_path).tail < 2.0 + 2 * LEAST_LOOK
+    assert expected_costs(replace(few, info=large), COMPUTE, tmp_path).tail < 2.0 + 10 * LEAST_LOOK
 
 
 def test_the_estimate_counts_the_steps_of_what_is_missing(made: Made, tmp_path: Path) -> None:  # noqa: F811
