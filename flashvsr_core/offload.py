@@ -7,17 +7,22 @@ keys and values of the past lie on the host, those of some blocks excepted, and 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, cast
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
-from flashvsr_core.models.dit import Block, Dit, KvRing
+from flashvsr_core.models.dit import Block, Dit, KvRing, RingBuffers
 from flashvsr_core.transfer import pinned
 
 Offload = Literal["none", "dit", "kv", "weights"]
 LEVELS: tuple[Offload, ...] = ("none", "dit", "kv", "weights")
 _AT_ONCE = 2  # blocks on the device: the one that computes and the one that arrives
+
+
+Moment: TypeAlias = "torch.cuda.Event | None"
+"""Of a stream of work; none where the host itself does everything in order."""
 
 
 def at_least(level: Offload, other: Offload) -> bool:
@@ -34,35 +39,52 @@ class _Side:
             self.up, self.down = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     @contextmanager
-    def bringing(self) -> Iterator[None]:
-        """Within, copies to the device: after everything that was given to it so far, and after what went down."""
-        if self.up is None or self.down is None:
+    def bringing(self, *free: Moment) -> Iterator[None]:
+        """Within, copies to the device, begun when their places are free. They wait for nothing else: each way of the
+        bus has enough to do while blocks compute."""
+        if self.up is None:
             yield
             return
-        self.up.wait_stream(torch.cuda.current_stream(self.device))
-        self.up.wait_stream(self.down)
+        for moment in free:
+            if moment is not None:
+                self.up.wait_event(moment)
         with torch.cuda.stream(self.up):
             yield
 
-    def arrival(self) -> "torch.cuda.Event | None":
+    def arrival(self) -> Moment:
         """Of what was brought so far."""
         return self.up.record_event() if self.up is not None else None
 
-    def await_arrival(self, event: "torch.cuda.Event | None") -> None:
-        if event is not None:
-            torch.cuda.current_stream(self.device).wait_event(event)
+    def departure(self) -> Moment:
+        """Of what was taken so far."""
+        return self.down.record_event() if self.down is not None else None
+
+    def computed(self) -> Moment:
+        """When the work that was given to the device so far is done."""
+        return torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+
+    def await_moment(self, moment: Moment) -> None:
+        """Work given to the device from now on begins after it."""
+        if moment is not None:
+            torch.cuda.current_stream(self.device).wait_event(moment)
 
     @contextmanager
-    def taking(self, *leaving: Tensor) -> Iterator[None]:
-        """Within, copies from the device of `leaving`, which may be dropped at once."""
+    def taking(self) -> Iterator[None]:
+        """Within, copies from the device of what was computed so far."""
         if self.down is None:
             yield
             return
         self.down.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.down):
             yield
-        for tensor in leaving:
-            tensor.record_stream(self.down)
+
+
+@dataclass
+class _Place:
+    """Where one block's past comes to on the device, after another's that was there before."""
+
+    buffers: RingBuffers
+    free: Moment
 
 
 class Offloader:
@@ -76,9 +98,14 @@ class Offloader:
         self._side = _Side(device)
         self._host: list[Tensor] = []  # one flat tensor of weights for each block
         self._slots: list[Tensor] = []  # where they come to on the device: one each, or two for all
-        self._arrivals: dict[int, torch.cuda.Event | None] = {}
-        self._weights_arrivals: dict[int, torch.cuda.Event | None] = {}
-        self._brought: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._opened: Moment = None  # since when all slots may be filled
+        self._filled = 0  # slots that are, or soon will be
+        self._slots_free: dict[int, Moment] = {}  # when the last block that came to a slot had been computed
+        self._arrivals: dict[int, Moment] = {}
+        self._weights_arrivals: dict[int, Moment] = {}
+        self._places: list[_Place] = []  # used in turn by blocks whose past comes from the host
+        self._turn = 0
+        self._brought: dict[int, _Place] = {}
 
     def set_level(self, level: Offload, resident: int = 0) -> None:
         """From now on work at this level; streams that are open go on, unless `resident` grew: see Placement."""
@@ -91,7 +118,8 @@ class Offloader:
             self._open_slots(_AT_ONCE if level == "weights" else len(self.blocks))
         self.level = level
         if level == "none":
-            self._bring_all()
+            self._open_all()
+            self._bring_weights(len(self.blocks))
         else:
             self.clear()
 
@@ -105,48 +133,58 @@ class Offloader:
     def prepare(self) -> None:
         """Before the DiT runs."""
         if self.level in ("dit", "kv") and not self._slots[0].untyped_storage().nbytes():
-            self._bring_all()
+            self._open_all()
+        if self.level == "dit":
+            self._bring_weights(len(self.blocks))
 
     def clear(self) -> None:
         """The DiT is not needed for a while."""
-        self._brought.clear()
-        self._arrivals.clear()
         self._weights_arrivals.clear()
         if self.level == "none":
             return
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        self._forget()
         for slot in self._slots:
             slot.untyped_storage().resize_(0)
 
     @contextmanager
     def __call__(self, number: int, rings: list[KvRing]) -> Iterator[None]:
         """Around the work of block `number`: it and its ring are on the device."""
-        self._side.await_arrival(self._weights_arrivals.pop(number, None))
         if not at_least(self.level, "kv"):
+            self._side.await_moment(self._weights_arrivals.pop(number, None))
             yield
             return
         coming = [n for n in range(number, len(self.blocks)) if not self._stays(n)]
         for n in coming[:_AT_ONCE]:
             if n not in self._arrivals:
+                self._bring_weights(n + 1)
                 self._bring(n, rings[n])
+        self._bring_weights(number + _AT_ONCE)
+        self._side.await_moment(self._weights_arrivals.pop(number, None))
         ring, away = rings[number], not self._stays(number)
+        place: _Place | None = None
         if away:
-            self._side.await_arrival(self._arrivals.pop(number))
-            ring.buffers = self._brought.pop(number, None)
+            self._side.await_moment(self._arrivals.pop(number))
+            place = self._brought.pop(number, None)
+            ring.buffers = None if place is None else place.buffers
         try:
             yield
+            if self.level == "weights":
+                self._slots_free[number % _AT_ONCE] = self._side.computed()
             if away:
-                self._take(ring)
+                self._take(ring, place)
         except BaseException:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)  # what is on its way must arrive before its place is given away
-            self._brought.clear()
-            self._arrivals.clear()
+            self._forget()
             raise
         finally:
             if away:
                 ring.buffers = None
+
+    def _forget(self) -> None:
+        """Nothing that was brought is needed any more; what is on its way arrives before its place is given away."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        for kept in (self._brought, self._arrivals, self._places, self._slots_free):
+            kept.clear()
 
     def _stays(self, number: int) -> bool:
         """Whether keys and values of this block stay on the device: `resident` blocks, evenly among the others, so that
@@ -165,31 +203,49 @@ class Offloader:
 
     def put_away(self, tensors: list[Tensor]) -> list[Tensor]:
         """The same on the host, to be there when the device is told to fetch them."""
-        homes = [torch.empty(t.shape, dtype=t.dtype, pin_memory=self.device.type == "cuda") for t in tensors]
+        homes = [torch.empty_like(t, device="cpu", pin_memory=self.device.type == "cuda") for t in tensors]
         for home, tensor in zip(homes, tensors):
             home.copy_(tensor, non_blocking=True)
         return homes
 
     def _bring(self, number: int, ring: KvRing) -> None:
         """Start the way of a block's weights and of its past to the device."""
-        kept = ring.room_for(self.device) if ring.host else None
+        place = self._next_place(ring) if ring.host else None
+        moments = [] if place is None else [place.free]
         if self.level == "weights":
             slot = self._slots[number % _AT_ONCE]
             if not slot.untyped_storage().nbytes():
                 slot.untyped_storage().resize_(slot.numel() * slot.element_size())
-        with self._side.bringing():
-            if kept is not None and ring.host is not None:
-                for place, source in enumerate(ring.host):
-                    if place != ring.next:  # the newest will be written there
-                        for target, tensor in zip(_slot(ring, kept, place), source):
-                            target.copy_(tensor, non_blocking=True)
-                self._brought[number] = kept
+                self._slots_free[number % _AT_ONCE] = self._side.computed()  # by whatever used that memory before
+            moments.append(self._slots_free[number % _AT_ONCE])
+        with self._side.bringing(*moments):
+            if place is not None and ring.host is not None:
+                for at, source in enumerate(ring.host):
+                    if at != ring.next:  # the newest will be written there
+                        _copy(source, _slot(ring, place.buffers, at))
+                self._brought[number] = place
             if self.level == "weights":
                 slot.copy_(self._host[number], non_blocking=True)
             self._arrivals[number] = self._side.arrival()
 
-    def _take(self, ring: KvRing) -> None:
-        """What is new in a ring goes to the host."""
+    def _next_place(self, ring: KvRing) -> _Place:
+        """For what a ring has on the host. Places stay until `clear`, unless a group of fewer tiles comes: memory that
+        is given back and asked for again, block by block, makes whoever asks wait for the device."""
+        assert ring.host
+        windows, slices = ring.host[0][0].shape[2], ring.slots
+        kept = self._places[0].buffers[0] if self._places else None
+        if kept is not None and (kept.shape[0], kept.shape[2]) != (len(ring.host[0][0]), slices * windows):
+            self._side.await_moment(self._side.departure())
+            self._places.clear()
+        if len(self._places) < _AT_ONCE:
+            self._places.append(_Place(ring.room_for(self.device), self._side.computed()))
+            self._turn = len(self._places) - 1
+        else:
+            self._turn = (self._turn + 1) % _AT_ONCE
+        return self._places[self._turn]
+
+    def _take(self, ring: KvRing, place: _Place | None) -> None:
+        """What is new in a ring goes to the host, and leaves its place."""
         assert ring.buffers is not None
         if ring.host is None:
             ring.host = [to_host(_slot(ring, ring.buffers, place), self.device) for place in range(ring.filled)]
@@ -198,9 +254,10 @@ class Offloader:
         fresh = _slot(ring, ring.buffers, newest)
         if newest == len(ring.host):
             ring.host = [*ring.host, _like(fresh, self.device)]
-        with self._side.taking(*ring.buffers):
-            for target, source in zip(ring.host[newest], fresh):
-                target.copy_(source, non_blocking=True)
+        with self._side.taking():
+            _copy(fresh, ring.host[newest])
+        if place is not None:
+            place.free = self._side.departure()
 
     def _pack(self) -> None:
         for block in self.blocks:
@@ -222,14 +279,22 @@ class Offloader:
         for number, block in enumerate(self.blocks):
             _set(block, self._slots[number % count])
 
-    def _bring_all(self) -> None:
-        """Start the way of all weights to the device; each block waits for its own."""
+    def _open_all(self) -> None:
+        """Room on the device for all weights."""
         for slot in self._slots:
             slot.untyped_storage().resize_(slot.numel() * slot.element_size())
-        with self._side.bringing():
-            for number, (slot, host) in enumerate(zip(self._slots, self._host)):
-                slot.copy_(host, non_blocking=True)
+        self._opened, self._filled = self._side.computed(), 0
+
+    def _bring_weights(self, end: int) -> None:
+        """Start the way of the weights of blocks up to `end` to the device, where each has a slot of its own; each
+        block waits for its own. Not earlier than needed: what else the first blocks wait for would come after them."""
+        if self.level == "weights":
+            return
+        with self._side.bringing(self._opened):
+            for number in range(self._filled, min(end, len(self.blocks))):
+                self._slots[number].copy_(self._host[number], non_blocking=True)
                 self._weights_arrivals[number] = self._side.arrival()
+        self._filled = max(self._filled, min(end, len(self.blocks)))
 
 
 Slot = tuple[Tensor, Tensor, Tensor]
@@ -241,6 +306,15 @@ def to_host(tensors: Slot, device: torch.device) -> Slot:
     for home, tensor in zip(homes, tensors):
         home.copy_(tensor)
     return homes
+
+
+def _copy(source: Slot, target: Slot) -> None:
+    """Between device and host, batch by batch and head by head: these lie together in memory, so that only the copy
+    engine is needed. What does not is copied by a kernel first, which waits for a place among those that compute."""
+    for origin, place in zip(source, target):
+        for one, other in zip(origin.unbind(), place.unbind()):
+            for head, room in zip(one.unbind(), other.unbind()):
+                room.copy_(head, non_blocking=True)
 
 
 def _like(tensors: Slot, device: torch.device) -> Slot:

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from flashvsr_core import memory, run
+from flashvsr_core.bench.inputs import random_clip, random_weights
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import OutOfMemory
 from flashvsr_core.offload import LEVELS, Offload
 from flashvsr_core.picture import Group
+from flashvsr_core.registry import model_spec
 from flashvsr_core.relief import Placement
 from flashvsr_core.upscaler import Upscaler
 from flashvsr_core.weights import Weights
@@ -104,6 +106,18 @@ def test_keys_and_values_of_some_blocks_may_stay(deep: Weights, clip: np.ndarray
     assert sum(stayed.values()) == resident
     assert not (stayed[0] and stayed[1]) or resident > 3  # evenly
     assert max(away_at_once) <= (1 if resident == 0 else 2)  # beside the one at work
+
+
+@pytest.mark.gpu
+def test_copies_beside_the_computation_change_nothing_at_full_size() -> None:
+    """Blocks take milliseconds here, and so do their copies: what overtook another would be seen in the picture."""
+    spec, params = model_spec("v1.1"), replace(PARAMS, local_range=11)
+    upscaler = Upscaler.load(random_weights(spec, "tiny", torch.device("cuda")), params, "cuda")
+    clip = random_clip(49, 192, 352)
+    whole = stream(upscaler, clip)
+    for placement in (Placement("kv"), Placement("kv", resident=10), Placement("weights"), Placement("dit")):
+        upscaler.place(placement)
+        assert np.array_equal(stream(upscaler, clip), whole), placement
 
 
 @pytest.mark.parametrize("calls", [(2,), (1, 2)])
