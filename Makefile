@@ -17,14 +17,14 @@ demo: $(STAMP)
 	$(BIN)/flashvsr run assets/bbb.mp4 demo/bbb_4x.mp4 --segment-frames 32 --force
 	@echo "The enlarged clip is demo/bbb_4x.mp4."
 
-# Two processes, and every file in one of them: many tests wait for servers, and fixtures are made once per file.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --tb=short -rfEs
+# Every file in one process: fixtures are made once per file.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --tb=short -rfEs
 
-# Two processes with as many threads as cores each: OpenMP's threads must not spin while they wait for one another.
+# Several processes with as many threads as cores each: OpenMP's threads must not spin while they wait for one another.
 test test-system: export OMP_WAIT_POLICY := PASSIVE
 
 test: $(STAMP)
-	$(PYTEST) -m "not system and not gpu" --durations=15
+	$(PYTEST) --numprocesses 3 -m "not system and not gpu" --durations=15  # one more than cores: many wait for servers
 
 # Prefect's UI and the report are looked at in Debian's Chromium.
 browser:
@@ -32,7 +32,7 @@ browser:
 		$(SUDO) sh -c 'apt-get update && apt-get install -y chromium chromium-driver'
 
 test-system: $(STAMP) browser
-	$(PYTEST) -m "system and not gpu" --timeout=1200 --durations=30
+	$(PYTEST) --numprocesses 2 -m "system and not gpu" --timeout=1200 --durations=30
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

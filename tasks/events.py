@@ -41,6 +41,13 @@ class StageEntered:
 
 
 @dataclass(frozen=True)
+class LookBegan:
+    """A scorer, or the comparison with a reference, has begun."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class SegmentStarted:
     segment: int
     frames: int
@@ -92,6 +99,7 @@ Event = (
     JobPlanned
     | CutsFound
     | StageEntered
+    | LookBegan
     | SegmentStarted
     | FramesDone
     | SegmentComputed

@@ -29,6 +29,7 @@ class Costs:
     latent: float | None = None  # one latent frame; None: nothing is known
     start: float | None = None  # what a worker's first segment takes beyond its work: loading, compiling
     tail: float = 0.0  # from the last frame to the end: closing, merging, verifying, looking, publishing, the report
+    looks: tuple[tuple[str, float], ...] = ()  # last parts of it, in order: what scorers and a reference take, by name
 
 
 NOTHING_KNOWN = Costs()

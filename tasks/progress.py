@@ -12,6 +12,7 @@ from tasks.events import (
     CutsFound,
     FramesDone,
     JobPlanned,
+    LookBegan,
     RunEnded,
     SegmentComputed,
     SegmentFailed,
@@ -119,6 +120,7 @@ class RunProgress(logging.Handler):
         self.begun = self.clock()
         self.computing: float | None = None
         self.tail_begun: float | None = None
+        self.look: tuple[str, float] | None = None  # what looks at the result, and since when
         self.recent: deque[tuple[float, int]] = deque()
         self.shots = UNSEEN
         self.paces: deque[tuple[float, int]] = deque(maxlen=PACES)  # seconds and latent frames of steps
@@ -147,6 +149,8 @@ class RunProgress(logging.Handler):
             elif self.tail_begun is None:
                 self.tail_begun = now
             self.stage = event.stage
+        elif isinstance(event, LookBegan):
+            self.look = event.name, now
         elif isinstance(event, JobPlanned):
             begun, warnings = self.begun, self.warnings
             self._clear(event)
@@ -245,14 +249,22 @@ class RunProgress(logging.Handler):
             return 0.0
         if self.stage == "plan":
             return None
-        tail = self.plan.costs.tail
         if self.tail_begun is not None or (segments and all(s.done == s.frames for s in segments)):
-            return max(0.0, tail - (now - self._tail_since(segments, now)))
+            return self._tail_left(now, now - self._tail_since(segments, now))
         plan = self.plan
         computing = computing_left(
             segments, plan.preroll, self.devices_at_once, plan.costs, now, self.shots, self.paces
         )
-        return None if computing is None else computing + tail
+        return None if computing is None else computing + plan.costs.tail
+
+    def _tail_left(self, now: float, spent: float) -> float:
+        """Seconds to the end, `spent` after the last frame. What takes longer than expected puts off what follows."""
+        costs, following = self.plan.costs, 0.0
+        for name, seconds in reversed(costs.looks):
+            if self.look is not None and self.look[0] == name:
+                return following + max(0.0, seconds - (now - self.look[1]))
+            following += seconds
+        return max(following if self.look is None else 0.0, costs.tail - spent)
 
     def _tail_since(self, segments: tuple[SegmentProgress, ...], now: float) -> float:
         """When the last frame came; where all were there before, when merging began."""

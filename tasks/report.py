@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from flashvsr_core.errors import FlashvsrError
 from tasks import html, quality, scorers
 from tasks.ahead import encoder_note
+from tasks.events import LookBegan, tell
 from tasks.media.ffmpeg import ffmpeg_version, find_ffmpeg
 from tasks.pictures import Comparison, comparison
 from tasks.plan import JobPlan
@@ -137,6 +138,7 @@ def look_at(result: Path, source: Path, plan: JobPlan, seconds: float, reference
         took = dict(scores.seconds)
         against: dict[str, float] | None = None
         if reference is not None:
+            tell(LookBegan(REFERENCE), "comparing the result with the reference")
             begun = time.monotonic()
             against, more = quality.or_note("the reference", lambda: compare(result, reference))
             took[REFERENCE] = time.monotonic() - begun

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from flashvsr_core.errors import FlashvsrError, UserError
+from tasks.events import LookBegan, tell
 from tasks.quality import or_note
 
 SECONDS = 120.0  # a scorer may take for all frames
@@ -178,6 +179,7 @@ def score(frames: Sequence[np.ndarray], scorers: Sequence[Scorer]) -> Scores:
         size = "{1}x{0}".format(*parts[0].shape)
         notes += (f"no-reference scores are of the middle of each frame, {size} pixels",)
     for scorer in scorers:
+        tell(LookBegan(scorer.name), f"scoring the result: {scorer.name}")
         begun = time.monotonic()
         made, failed = or_note(f"the score {scorer.name}", partial(scorer.score, parts))
         seconds[scorer.name] = time.monotonic() - begun

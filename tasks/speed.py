@@ -49,10 +49,12 @@ def expected_costs(
     memory = _read(cache_dir)
     known = memory.get(_key(plan, compute), {})
     latent = known.get("latent")
+    ends = {key: seconds * memory.get(key, {}).get("factor", 1.0) for key, seconds in _ends(plan, looks).items()}
     return Costs(
         None if latent is None else latent * _size(plan),
         known.get("start"),
-        sum(seconds * memory.get(key, {}).get("factor", 1.0) for key, seconds in _ends(plan, looks).items()),
+        sum(ends.values()),
+        tuple((name, ends[_look_key(name)]) for name in looks),
     )
 
 

@@ -18,7 +18,7 @@ from flashvsr_core.weights import embedded_path
 from flows.upscale_segments import SegmentsFailed
 from flows.upscale_video import upscale_video
 from tasks import scorers
-from tasks.events import JobPlanned
+from tasks.events import JobPlanned, LookBegan
 from tasks.media.encode import EncodeParams
 from tasks.media.probe import kinds, probe
 from tasks.plan import Request, make_plan
@@ -109,6 +109,8 @@ def test_the_time_left_counts_scores_and_a_reference(
         assert report.quality.scores == {"slow": 1.0}
         assert report.quality.reference["psnr"] > 0
         planned.append(tail_planned(run))
+        events = [getattr(record, "event", None) for record in run.caplog.records]
+        assert [event.name for event in events if isinstance(event, LookBegan)] == ["slow", "reference"]
     assert planned[1] > 100
     assert planned[2] < planned[1] - 50  # it was quicker than usual
     memory = urls.read_json(run.compute.work_dir + "/speeds.json")

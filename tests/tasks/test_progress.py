@@ -10,6 +10,7 @@ from tasks.events import (
     Event,
     FramesDone,
     JobPlanned,
+    LookBegan,
     RunEnded,
     SegmentComputed,
     SegmentFailed,
@@ -165,6 +166,27 @@ def test_time_left_while_the_last_segment_is_closed() -> None:
     run.tell(SegmentComputed(0, 45, 12.0), at=113.0)
     run.tell(StageEntered("merge"), at=114.0)
     assert (run.see().left, run.see().tail) == (pytest.approx(4.0), pytest.approx(4.0))
+
+
+def test_scores_that_take_longer_put_off_what_follows_them() -> None:
+    """Of a tail of 30 s they are expected to take 10 and the reference 5; merging takes 10 more than expected."""
+    run = Run()
+    run.plan(1, 45, costs=Costs(tail=30.0, looks=(("musiq", 6.0), ("clipiqa", 4.0), ("reference", 5.0))))
+    run.tell(SegmentStarted(0, 45, "GPU", "host/1/cuda:0"))
+    run.tell(FramesDone(0, 45), at=110.0)
+    run.tell(SegmentComputed(0, 45, 12.0), at=110.0)
+    run.tell(StageEntered("look"), at=120.0)
+    assert run.see().left == pytest.approx(20.0)
+    run.now = 135.0
+    assert run.see().left == pytest.approx(15.0)  # none of them has begun
+    run.tell(LookBegan("musiq"), at=136.0)
+    assert run.see().left == pytest.approx(15.0)
+    run.now = 144.0
+    assert run.see().left == pytest.approx(9.0)
+    run.tell(LookBegan("clipiqa"), at=145.0)
+    run.tell(LookBegan("reference"), at=146.0)  # sooner than expected
+    run.now = 148.0
+    assert run.see().left == pytest.approx(3.0)
 
 
 def test_what_earlier_runs_cost_is_told_from_the_start() -> None:

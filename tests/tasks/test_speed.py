@@ -31,7 +31,8 @@ def test_the_end_counts_what_looks_at_the_result(made: Made, tmp_path: Path) -> 
     # 33 s, of which scores took 30: the rest and each look have factors of their own.
     remember_costs(made.plan, COMPUTE, Costs(0.5, 4.0, 33.0), tmp_path, looks, {"musiq": 25.0, "reference": 5.0})
     assert expected_costs(made.plan, COMPUTE, tmp_path).tail == pytest.approx(3)
-    assert expected_costs(made.plan, COMPUTE, tmp_path, looks).tail == pytest.approx(33)
+    both = expected_costs(made.plan, COMPUTE, tmp_path, looks)
+    assert (both.tail, dict(both.looks)) == (pytest.approx(33), {"musiq": pytest.approx(25), "reference": 5.0})
     assert expected_costs(made.plan, COMPUTE, tmp_path, {"musiq": 80.0}).tail == pytest.approx(3 + 50)
 
 
