@@ -39,15 +39,14 @@ class _Side:
             self.up, self.down = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     @contextmanager
-    def bringing(self, *free: Moment) -> Iterator[None]:
-        """Within, copies to the device, begun when their places are free. They wait for nothing else: each way of the
-        bus has enough to do while blocks compute."""
+    def bringing(self, free: Moment) -> Iterator[None]:
+        """Within, copies to the device, begun when their place is free. They wait for nothing else: each way of the bus
+        has enough to do while blocks compute."""
         if self.up is None:
             yield
             return
-        for moment in free:
-            if moment is not None:
-                self.up.wait_event(moment)
+        if free is not None:
+            self.up.wait_event(free)
         with torch.cuda.stream(self.up):
             yield
 
@@ -98,11 +97,10 @@ class Offloader:
         self._side = _Side(device)
         self._host: list[Tensor] = []  # one flat tensor of weights for each block
         self._slots: list[Tensor] = []  # where they come to on the device: one each, or two for all
-        self._opened: Moment = None  # since when all slots may be filled
-        self._filled = 0  # slots that are, or soon will be
-        self._slots_free: dict[int, Moment] = {}  # when the last block that came to a slot had been computed
-        self._arrivals: dict[int, Moment] = {}
+        self._slots_free: list[Moment] = []  # when what was there before is not needed any more
+        self._holds: list[int | None] = []  # the block whose weights a slot has, or will have when they arrive
         self._weights_arrivals: dict[int, Moment] = {}
+        self._arrivals: dict[int, Moment] = {}
         self._places: list[_Place] = []  # used in turn by blocks whose past comes from the host
         self._turn = 0
         self._brought: dict[int, _Place] = {}
@@ -119,7 +117,7 @@ class Offloader:
         self.level = level
         if level == "none":
             self._open_all()
-            self._bring_weights(len(self.blocks))
+            self._bring_weights(0, len(self.blocks))
         else:
             self.clear()
 
@@ -132,17 +130,19 @@ class Offloader:
 
     def prepare(self) -> None:
         """Before the DiT runs."""
-        if self.level in ("dit", "kv") and not self._slots[0].untyped_storage().nbytes():
+        if self.level != "none" and not self._slots[0].untyped_storage().nbytes():
             self._open_all()
         if self.level == "dit":
-            self._bring_weights(len(self.blocks))
+            self._bring_weights(0, len(self.blocks))
 
     def clear(self) -> None:
         """The DiT is not needed for a while."""
-        self._weights_arrivals.clear()
         if self.level == "none":
             return
-        self._forget()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what is on its way must arrive before its place is given away
+        for kept in (self._weights_arrivals, self._arrivals, self._brought, self._places):
+            kept.clear()
         for slot in self._slots:
             slot.untyped_storage().resize_(0)
 
@@ -154,11 +154,10 @@ class Offloader:
             yield
             return
         coming = [n for n in range(number, len(self.blocks)) if not self._stays(n)]
+        self._bring_weights(number, number + _AT_ONCE)
         for n in coming[:_AT_ONCE]:
             if n not in self._arrivals:
-                self._bring_weights(n + 1)
                 self._bring(n, rings[n])
-        self._bring_weights(number + _AT_ONCE)
         self._side.await_moment(self._weights_arrivals.pop(number, None))
         ring, away = rings[number], not self._stays(number)
         place: _Place | None = None
@@ -168,23 +167,15 @@ class Offloader:
             ring.buffers = None if place is None else place.buffers
         try:
             yield
-            if self.level == "weights":
-                self._slots_free[number % _AT_ONCE] = self._side.computed()
+            self._slots_free[number % len(self._slots)] = self._side.computed()
             if away:
                 self._take(ring, place)
         except BaseException:
-            self._forget()
+            self.clear()  # the next stream begins with the first block
             raise
         finally:
             if away:
                 ring.buffers = None
-
-    def _forget(self) -> None:
-        """Nothing that was brought is needed any more; what is on its way arrives before its place is given away."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        for kept in (self._brought, self._arrivals, self._places, self._slots_free):
-            kept.clear()
 
     def _stays(self, number: int) -> bool:
         """Whether keys and values of this block stay on the device: `resident` blocks, evenly among the others, so that
@@ -209,23 +200,15 @@ class Offloader:
         return homes
 
     def _bring(self, number: int, ring: KvRing) -> None:
-        """Start the way of a block's weights and of its past to the device."""
-        place = self._next_place(ring) if ring.host else None
-        moments = [] if place is None else [place.free]
-        if self.level == "weights":
-            slot = self._slots[number % _AT_ONCE]
-            if not slot.untyped_storage().nbytes():
-                slot.untyped_storage().resize_(slot.numel() * slot.element_size())
-                self._slots_free[number % _AT_ONCE] = self._side.computed()  # by whatever used that memory before
-            moments.append(self._slots_free[number % _AT_ONCE])
-        with self._side.bringing(*moments):
-            if place is not None and ring.host is not None:
-                for at, source in enumerate(ring.host):
-                    if at != ring.next:  # the newest will be written there
-                        _copy(source, _slot(ring, place.buffers, at))
-                self._brought[number] = place
-            if self.level == "weights":
-                slot.copy_(self._host[number], non_blocking=True)
+        """Start the way of a block's past to the device, where it has one."""
+        if not ring.host:
+            self._arrivals[number] = None
+            return
+        place = self._brought[number] = self._next_place(ring)
+        with self._side.bringing(place.free):
+            for at, source in enumerate(ring.host):
+                if at != ring.next:  # the newest will be written there
+                    _copy(source, _slot(ring, place.buffers, at))
             self._arrivals[number] = self._side.arrival()
 
     def _next_place(self, ring: KvRing) -> _Place:
@@ -248,7 +231,7 @@ class Offloader:
         """What is new in a ring goes to the host, and leaves its place."""
         assert ring.buffers is not None
         if ring.host is None:
-            ring.host = [to_host(_slot(ring, ring.buffers, place), self.device) for place in range(ring.filled)]
+            ring.host = [to_host(_slot(ring, ring.buffers, at), self.device) for at in range(ring.filled)]
             return
         newest = (ring.next - 1) % ring.slots
         fresh = _slot(ring, ring.buffers, newest)
@@ -280,21 +263,22 @@ class Offloader:
             _set(block, self._slots[number % count])
 
     def _open_all(self) -> None:
-        """Room on the device for all weights."""
+        """Room on the device in every slot."""
         for slot in self._slots:
             slot.untyped_storage().resize_(slot.numel() * slot.element_size())
-        self._opened, self._filled = self._side.computed(), 0
+        self._slots_free = [self._side.computed()] * len(self._slots)  # by whatever used that memory before
+        self._holds = [None] * len(self._slots)
 
-    def _bring_weights(self, end: int) -> None:
-        """Start the way of the weights of blocks up to `end` to the device, where each has a slot of its own; each
-        block waits for its own. Not earlier than needed: what else the first blocks wait for would come after them."""
-        if self.level == "weights":
-            return
-        with self._side.bringing(self._opened):
-            for number in range(self._filled, min(end, len(self.blocks))):
-                self._slots[number].copy_(self._host[number], non_blocking=True)
-                self._weights_arrivals[number] = self._side.arrival()
-        self._filled = max(self._filled, min(end, len(self.blocks)))
+    def _bring_weights(self, start: int, stop: int) -> None:
+        """Start the way of these blocks' weights to the device; each block waits for its own. Not earlier than needed:
+        what else the first blocks wait for would come after them."""
+        for number in range(start, min(stop, len(self.blocks))):
+            slot = number % len(self._slots)
+            if self._holds[slot] != number:
+                with self._side.bringing(self._slots_free[slot]):
+                    self._slots[slot].copy_(self._host[number], non_blocking=True)
+                    self._weights_arrivals[number] = self._side.arrival()
+                self._holds[slot] = number
 
 
 Slot = tuple[Tensor, Tensor, Tensor]

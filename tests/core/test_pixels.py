@@ -100,6 +100,6 @@ def test_whole_numbers_by_triton_are_those_of_pytorch(frames: int, height: int, 
     found = triton_here.module("pixels_triton").quantise_rgb(x, dtype)
     assert found.is_contiguous()
     assert torch.equal(found.cpu(), quantise_rgb(x, dtype).cpu())
-    part = slice(0, 40)  # rows are programs, each of which takes a while to interpret
-    turned = triton_here.module("pixels_triton").quantise_rgb(x[..., part].transpose(2, 3), dtype)
-    assert torch.equal(turned, found[:, :, part].transpose(1, 2))
+    assert torch.equal(
+        triton_here.module("pixels_triton").quantise_rgb(x.transpose(2, 3), dtype), found.transpose(1, 2)
+    )

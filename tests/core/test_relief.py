@@ -108,6 +108,36 @@ def test_keys_and_values_of_some_blocks_may_stay(deep: Weights, clip: np.ndarray
     assert max(away_at_once) <= (1 if resident == 0 else 2)  # beside the one at work
 
 
+@pytest.mark.parametrize("level", ["kv", "weights"])
+def test_a_stream_that_failed_leaves_the_model_fit_for_the_next(
+    deep: Weights, clip: np.ndarray, level: Offload
+) -> None:
+    upscaler = Upscaler.load(deep, PARAMS)
+    whole = stream(upscaler, clip)
+    upscaler.place(Placement(level))
+    block = upscaler.net.dit.blocks[3]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("something else than memory")
+
+    hook = block.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        stream(upscaler, clip)
+    hook.remove()
+    assert np.array_equal(stream(upscaler, clip), whole)
+
+
+@pytest.mark.parametrize("level", ["kv", "weights"])
+def test_every_group_of_tiles_begins_with_the_first_block(deep: Weights, level: Offload) -> None:
+    """Three tiles, two at once: the second group's are fewer than the places of the first's."""
+    frames = moving_clip(FRAMES, 32, 128)
+    upscaler = Upscaler.load(deep, TILED)
+    upscaler.place(Placement(batch=2))
+    whole = stream(upscaler, frames)
+    upscaler.place(Placement(level, batch=2))
+    assert np.array_equal(stream(upscaler, frames), whole)
+
+
 @pytest.mark.gpu
 def test_copies_beside_the_computation_change_nothing_at_full_size() -> None:
     """Blocks take milliseconds here, and so do their copies: what overtook another would be seen in the picture."""

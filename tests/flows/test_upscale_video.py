@@ -63,8 +63,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", 40)
 
 
-def job_of(source: Path, output: Path, cache_dir: Path, params: UpscaleParams = PARAMS) -> Job:
-    request = Request(str(source), str(output), params, FAST, ComputeParams(devices="cpu"), segment_frames=16)
+def job_of(source: Path, output: Path, cache_dir: Path) -> Job:
+    request = Request(str(source), str(output), PARAMS, FAST, ComputeParams(devices="cpu"), segment_frames=16)
     return make_plan(request, cache_dir)[0]
 
 
@@ -180,22 +180,14 @@ def test_only_a_damaged_segment_is_redone(run: Runner, clip: Path, tmp_path: Pat
         assert digests(output) == before
 
 
-def test_other_pixels_are_another_job(run: Runner, clip: Path, tmp_path: Path, cache_dir: Path) -> None:
+def test_other_pixels_are_another_job(run: Runner, clip: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.mp4"
     run(clip, output, keep_segments=True)
-    report = run(clip, output, keep_segments=True, params=replace(PARAMS, seed=1), force=True)
-    assert run.computed == [0, 1, 2]
-    assert report.segments_reused == 0
-    changes = (
-        {"seed": 1},
-        {"color_fix": "wavelet"},
-        {"scale": 3},
-        {"preroll": 16},
-        {"kv_ratio": 2.0},
-        {"scenes": (20,)},
-    )
-    keys = {job_of(clip, output, cache_dir, replace(PARAMS, **change)).key for change in ({}, *changes)}  # type: ignore[arg-type]
-    assert len(keys) == 1 + len(changes)
+    for change in ({"seed": 1}, {"color_fix": "wavelet"}, {"scale": 3}, {"preroll": 16}, {"kv_ratio": 2.0},
+                   {"scenes": (20,)}):  # fmt: skip
+        report = run(clip, output, keep_segments=True, params=replace(PARAMS, **change), force=True)  # type: ignore[arg-type]
+        assert run.computed == [0, 1, 2], change
+        assert report.segments_reused == 0, change
 
 
 def test_new_content_under_the_same_name_reuses_nothing(run: Runner, tmp_path: Path) -> None:
