@@ -83,6 +83,7 @@ def test_output_equal_to_source_and_unwritable_output(tmp_path: Path) -> None:
     refused(flashvsr("run", source, tmp_path / "out.avi", "--work-dir", tmp_path / "w"), ".mp4")
 
 
+@pytest.mark.system  # takes half a minute
 def test_a_truncated_source_on_demand(tmp_path: Path, folder: Path) -> None:
     done = flashvsr(
         "run", folder / "cut.mp4", tmp_path / "out.mp4", "--allow-truncated", "--scale", "2", "--preset", "ultrafast",

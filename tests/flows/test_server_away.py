@@ -136,6 +136,7 @@ def test_what_failed_around_a_clusters_task() -> None:
     assert isinstance(_outcome(LostAround(OSError("gone"))), WorkerDied)
 
 
+@pytest.mark.system  # takes half a minute
 def test_artifacts_are_never_worth_a_run(
     run: Run, cache_dir: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def statuses(report: BatchReport) -> dict[str, str]:
     return {Path(file.source).name: file.status for file in report.files}
 
 
+@pytest.mark.system  # takes half a minute
 def test_failures_cost_no_other_file_and_are_all_named(
     clip: bytes, tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
