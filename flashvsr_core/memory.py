@@ -35,6 +35,7 @@ _LAUNCHED = 0.02  # of the DiT's time that recording saves
 _FIRST_SLICES = 3  # token slices of a stream's first step
 _TOKENS_PER_PIXEL = 1 / WINDOW_PIXELS  # of one slice: 128 tokens for 128 x 128 pixels
 _PICTURE = 3 * 4  # bytes of one pixel of a float32 picture
+_PATCHES = 2 * 9 * 4  # of the LQ projection in fp8: 2 frames' at once, of 3x3 pixels and 4 frames
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,11 @@ def estimate(
 
     streams: how many are open on the model in turn: 2 where transparency is a picture of its own.
     """
-    sizes = _sizes(spec, params, geometry, placement, tile, overlap, streams)
+    sizes = _sizes(spec, params, geometry, placement, tile, overlap, streams, _is_rounded(params, device))
     stages = _stages(spec, params, sizes, device, placement)
     peak = int(max(stages.values()) * coefficients(device)["overhead"])
     return Estimate(
-        peak, _host(sizes, device, placement), _seconds(sizes, params.mode, placement), tuple(stages.items())
+        peak, _host(sizes, device, placement), _seconds(sizes, params, placement, device), tuple(stages.items())
     )
 
 
@@ -117,15 +118,25 @@ def _stages(
     at_once = min(FIRST_READ, frames_at_once(pixels, placement)) * _PICTURE * pixels
     out = STEP * 3 * 3 * e * pixels  # the first step's 24 frames
     resting = 0 if at_least(level, "dit") else sizes.blocks
+    fast = _is_rounded(params, device)
+    activations = dit_activations(spec, sizes.tile_pixels, _FIRST_SLICES, e, device)
+    if fast:  # and what the feed-forward layers round
+        activations += int(_FIRST_SLICES * sizes.tile_pixels * _TOKENS_PER_PIXEL * spec.dit.ffn_dim)
+    patches = _PATCHES * spec.lq.hidden[0] / 256 * sizes.tile_pixels if fast else 0.0
     return {
         "enlarge": int(always + resting + memory + at_once * fitted["pixel_floats"] / 2),
-        "lq": int(always + blocks + memory + batch * fitted["lq_tensors"] * _lq_values(spec) * e * sizes.tile_pixels),
-        "dit": int(always + blocks + memory + moving
-                   + batch * dit_activations(spec, sizes.tile_pixels, _FIRST_SLICES, e, device)),
+        "lq": int(always + blocks + memory
+                  + batch * (fitted["lq_tensors"] * _lq_values(spec) * e * sizes.tile_pixels + patches)),
+        "dit": int(always + blocks + memory + moving + batch * activations),
         "decoder": int(always + resting + (fetched if hosted and cut else memory) + 2 * out
-                       + _decoder_values(spec, params.mode, device) * e * sizes.region_pixels),
+                       + _decoder_values(spec, params, device) * e * sizes.region_pixels),
         "color": int(always + resting + memory + out + at_once * fitted["pixel_floats"]),
     }  # fmt: skip
+
+
+def _is_rounded(params: UpscaleParams, device: DeviceType) -> bool:
+    """Whether layers are computed in fp8."""
+    return params.profile == "fast" and device == "cuda"
 
 
 def _resting(sizes: Sizes, placement: Placement) -> int:
@@ -167,13 +178,19 @@ def _sizes(
     tile: TileSize | None,
     overlap: int,
     streams: int,
+    rounded: bool,
 ) -> Sizes:
     e = ELEMENT[params.precision]
     tiles = dit_tiles(geometry, tile, overlap)
     tile_pixels = tiles[0].height * tiles[0].width
     height, width = geometry.padded_height, geometry.padded_width
     regions = decoder_tiles(geometry, placement.decoder_tile)
-    blocks, largest, others, reach = _weights(spec, params.mode)
+    blocks, largest, others, reach = (
+        count * factor for count, factor in zip(_weights(spec, params.mode), (e, e, e, 1))
+    )
+    if rounded:  # one byte takes the place of a number, and for the LQ projection it is there too
+        saved = (e - 1) * _rounded(spec)
+        blocks, largest, others = blocks - spec.dit.num_layers * saved, largest - saved, others + _lq_weights(spec)
     if len(regions) > 1:
         regions = tuple(region.grown(reach, height, width) for region in regions)
     pixels = [region.height * region.width for region in regions]
@@ -183,7 +200,7 @@ def _sizes(
     past = int(spec.dit.num_layers * slots * tile_pixels * _TOKENS_PER_PIXEL * per_token)
     lq_caches = 2 * (768 + spec.lq.hidden[0]) / 256 * e * tile_pixels * len(tiles) * streams
     return Sizes(
-        blocks * e, largest * e, int(others * e + lq_caches), past, int(share * past * len(tiles)), slots, tile_pixels,
+        blocks, largest, int(others + lq_caches), past, int(share * past * len(tiles)), slots, tile_pixels,
         len(tiles), height * width, streams, max(pixels), sum(pixels), _memory_values(spec, params.mode) * e, e,
     )  # fmt: skip
 
@@ -199,6 +216,17 @@ def _weights(spec: ModelSpec, mode: str) -> tuple[int, int, int, int]:
     return sum(blocks), max(blocks), _count(dit) - sum(blocks) + _count(lq) + _count(decoder) + prompt, decoder.reach
 
 
+def _rounded(spec: ModelSpec) -> int:
+    """Numbers of one block's weights that profile fast has in fp8: q, k, v, cross-attention's q, feed-forward."""
+    return spec.dit.dim * (4 * spec.dit.dim + 2 * spec.dit.ffn_dim)
+
+
+def _lq_weights(spec: ModelSpec) -> int:
+    """Numbers of the LQ projection's convolutions, which profile fast has in fp8 as well."""
+    first, second = spec.lq.hidden
+    return 4 * 9 * first * (768 + second)
+
+
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -210,15 +238,16 @@ def _lq_values(spec: ModelSpec) -> float:
     return patches + first * (12 + 2 * 14 + 6 * 4) + 6 * second
 
 
-def _decoder_values(spec: ModelSpec, mode: str, device: DeviceType) -> float:
+def _decoder_values(spec: ModelSpec, params: UpscaleParams, device: DeviceType) -> float:
     """Numbers per pixel that a decoder holds while it computes, on top of its memory."""
     fitted = coefficients(device)
-    if mode == "full" and spec.vae is not None:
+    if params.mode == "full" and spec.vae is not None:
         return float(fitted["full_tensors"] * spec.vae.dim)
     tiny = spec.tcdecoder
     if tiny.shuffle:  # widest at half the size: 4 time steps of 8 frames
         return float(fitted["shuffle_tensors"] * (tiny.channels[2] + 8 * 3))
-    return float(fitted["tiny_tensors"] * fitted["tiny_frames"] * tiny.channels[3])
+    tensors = fitted["tiny_fast_tensors" if _is_rounded(params, device) else "tiny_tensors"]
+    return float(tensors * fitted["tiny_frames"] * tiny.channels[3])
 
 
 def _memory_values(spec: ModelSpec, mode: str) -> float:
@@ -258,10 +287,12 @@ def _pinned(size: int) -> int:
     return int(1.4 * size)
 
 
-def _seconds(sizes: Sizes, mode: str, placement: Placement) -> float:
+def _seconds(sizes: Sizes, params: UpscaleParams, placement: Placement, device: DeviceType) -> float:
     """One steady step. What travels beside the computation counts as far as it takes longer, and a little for being
     there; where things travel, steps are not recorded either."""
     fitted = coefficients("time")
+    if _is_rounded(params, device):
+        fitted = fitted | fitted["fast"]
     computed = sizes.tile_pixels * sizes.tiles
     rate = fitted["host_gb_per_second"] * 1e9
     dit = fitted["dit"] * computed / 1e9
@@ -270,7 +301,7 @@ def _seconds(sizes: Sizes, mode: str, placement: Placement) -> float:
     if at_least(placement.offload, "dit"):
         moved += sizes.blocks * (runs if placement.offload == "weights" else 1)
     waiting = max(fitted["unhidden"] * moved / rate, moved / rate - dit) + (_LAUNCHED * dit if moved else 0.0)
-    decoder = fitted[mode] * sizes.regions_pixels / 1e9
+    decoder = fitted[params.mode] * sizes.regions_pixels / 1e9
     if at_least(placement.offload, "kv") and placement.decoder_tile is not None:
         decoder += 2 * sizes.memory_per_pixel * sizes.regions_pixels / rate
     return float(dit + waiting + decoder + fitted["lq"] * computed / 1e9 + fitted["pixels"] * sizes.pixels / 1e9)

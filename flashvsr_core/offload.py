@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashvsr_core.models.dit import Block, Dit, KvRing, RingBuffers
 from flashvsr_core.transfer import pinned
 
 Offload = Literal["none", "dit", "kv", "weights"]
 LEVELS: tuple[Offload, ...] = ("none", "dit", "kv", "weights")
+_ALIGNED = 256  # bytes: where tensors begin that lie one after the other, as in memory that PyTorch allocates
 _AT_ONCE = 2  # blocks on the device: the one that computes and the one that arrives
 
 
@@ -95,7 +96,7 @@ class Offloader:
         self.resident = 0
         self.blocks = cast(list[Block], list(dit.blocks))
         self._side = _Side(device)
-        self._host: list[Tensor] = []  # one flat tensor of weights for each block
+        self._host: list[Tensor] = []  # the bytes of each block's weights
         self._slots: list[Tensor] = []  # where they come to on the device: one each, or two for all
         self._slots_free: list[Moment] = []  # when what was there before is not needed any more
         self._holds: list[int | None] = []  # the block whose weights a slot has, or will have when they arrive
@@ -126,7 +127,8 @@ class Offloader:
         """Of the DiT's blocks, on the device at this moment."""
         if self._slots:
             return sum(slot.untyped_storage().nbytes() for slot in self._slots)
-        return sum(p.untyped_storage().nbytes() for p in _unique(self.blocks))
+        storages = {t.untyped_storage().data_ptr(): t for block in self.blocks for t in block.stored()}
+        return sum(t.untyped_storage().nbytes() for t in storages.values())
 
     def prepare(self) -> None:
         """Before the DiT runs."""
@@ -244,9 +246,8 @@ class Offloader:
 
     def _pack(self) -> None:
         for block in self.blocks:
-            flat = torch.cat([getattr(module, name).detach().flatten() for module, name in _places(block)])
-            self._host.append(pinned(flat.cpu(), self.device))
-            _set(block, self._host[-1])
+            self._host.append(pinned(_join(block.stored()).cpu(), self.device))
+            _let_be(block, self._host[-1])
             for part in (block.cross_attn.k, block.cross_attn.v):
                 part.cpu()
         # Modulation and the prompt's keys and values were computed when the model was loaded.
@@ -256,11 +257,11 @@ class Offloader:
     def _open_slots(self, count: int) -> None:
         """Let blocks' parameters be views of `count` device tensors."""
         for block, host in zip(self.blocks, self._host):  # what they were views of is free then
-            _set(block, host)
+            _let_be(block, host)
         self._slots = []
         self._slots = [torch.empty_like(self._host[0], device=self.device) for _ in range(count)]
         for number, block in enumerate(self.blocks):
-            _set(block, self._slots[number % count])
+            _let_be(block, self._slots[number % count])
 
     def _open_all(self) -> None:
         """Room on the device in every slot."""
@@ -313,28 +314,25 @@ def _slot(ring: KvRing, buffers: Slot, place: int) -> Slot:
     return k, v, pooled
 
 
-def _places(block: Block) -> list[tuple[nn.Module, str]]:
-    """Parameters a block computes with, those that are fused side by side. Keys and values of the prompt were made
-    once (`Dit.constants`), so what makes them is left out."""
-    attention = block.self_attn
-    fused = [(part, name) for name in ("weight", "bias") for part in (attention.q, attention.k, attention.v)]
-    left_out = {attention.q, attention.k, attention.v, block.cross_attn.k, block.cross_attn.v}
-    return fused + [(m, name) for m in block.modules() if m not in left_out for name in m._parameters]
+def _join(tensors: list[Tensor]) -> Tensor:
+    """Bytes of all tensors, one after the other, where `_split` finds them."""
+    parts = []
+    for tensor in tensors:
+        flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+        parts += [flat, flat.new_zeros(-len(flat) % _ALIGNED)]
+    return torch.cat(parts)
 
 
-def _unique(blocks: list[Block]) -> list[Tensor]:
-    found = {p.untyped_storage().data_ptr(): p for block in blocks for p in block.parameters()}
-    return list(found.values())
+def _split(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """Tensors of these shapes and types, as views of `flat`."""
+    begin, found = 0, []
+    for tensor in like:
+        count = tensor.numel() * tensor.element_size()
+        found.append(flat[begin : begin + count].view(tensor.dtype).view(tensor.shape))
+        begin += count + -count % _ALIGNED
+    return found
 
 
-def _set(block: Block, flat: Tensor) -> None:
-    """Make a block's parameters views of `flat`, in the order of `_places`."""
-    begin, ends = 0, []
-    for module, name in _places(block):
-        shape = getattr(module, name).shape
-        view = flat[begin : begin + shape.numel()].view(shape)
-        setattr(module, name, nn.Parameter(view, requires_grad=False))
-        begin += shape.numel()
-        ends.append(begin)
-    dim = block.self_attn.q.weight.shape[1]
-    block.self_attn.fused = flat[: ends[2]].view(-1, dim), flat[ends[2] : ends[5]]
+def _let_be(block: Block, flat: Tensor) -> None:
+    """Make what a block computes with views of `flat`."""
+    block.restore(_split(flat, block.stored()))

@@ -10,13 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from flashvsr_core.config import UpscaleParams
+from flashvsr_core.config import Attention, UpscaleParams
 from flashvsr_core.cuts import MarkedFrame, mark_cuts
 from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import Geometry
-from flashvsr_core.kernels.backends import kernels
+from flashvsr_core.kernels.backends import REFERENCE, kernels
 from flashvsr_core.kernels.block_attention import attention_backend
 from flashvsr_core.kernels.block_mask import local_window, top_k
+from flashvsr_core.kernels.last_layers import RoundedKernels
 from flashvsr_core.layout import Planes
 from flashvsr_core.models.dit import Sparsity
 from flashvsr_core.models.tcdecoder import TcDecoder
@@ -118,7 +119,7 @@ class Upscaler:
             if isinstance(net.decode, TcDecoder):
                 fused = kernels(resolved.attention)
                 if resolved.profile == "fast":
-                    net.decode.fuse_phases(fused.interleave, fused.finish_frames)
+                    _fuse_fast(net.decode, resolved.attention)
                 else:
                     net.decode.fuse_in_place(fused.repeat_pixels, fused.finish_frames)
             found.recorder = lambda: CudaGraphs(device)
@@ -194,6 +195,21 @@ def _quantise(net: Network) -> None:
 
     net.dit.quantise(linear, ROUNDING)
     net.lq_proj.quantise(unfold, multiply)
+
+
+def _fuse_fast(decoder: TcDecoder, attention: Attention) -> None:
+    """The decoder of profile fast, by the kernels that go with an attention backend; with that for Hopper, in fp8."""
+    if attention == REFERENCE.name:
+        decoder.fuse_phases()
+        return
+    from flashvsr_core.kernels.last_layers_triton import TRITON, interleave_rounded
+
+    if attention == "hopper":
+        from flashvsr_core.kernels.hopper_convolution import convolve
+
+        decoder.fuse_rounded(TRITON, RoundedKernels(interleave_rounded, convolve))
+    else:
+        decoder.fuse_phases(TRITON)
 
 
 def _begin(marked: Iterator[MarkedFrame], base: int, start: int) -> Iterator[MarkedFrame]:

@@ -13,7 +13,7 @@ from flashvsr_core.kernels import token_ops
 LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: offloading puts its tensors elsewhere
 class Fp8Linear:
     """weight: out x in, fp8; scales: float32 per output, what a row of the weight is to be multiplied with."""
 

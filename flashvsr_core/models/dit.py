@@ -4,7 +4,7 @@ Tokens stay in window order (slices of 2 latent frames, then windows of 8x8 toke
 attention needs no permutation; everything else works token by token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -168,9 +168,13 @@ class SelfAttention(nn.Module):
         To be called when the weights are in place: loading others into the module afterwards would not be seen.
         """
         parts = (self.q, self.k, self.v)
-        self.fused = (torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
-        for part, weight, bias in zip(parts, *(tensor.chunk(3) for tensor in self.fused)):
-            part.weight, part.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
+        self.join(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
+
+    def join(self, weight: Tensor, bias: Tensor) -> None:
+        """Let weight and bias of q, k and v be parts of these."""
+        self.fused = weight, bias
+        for part, *tensors in zip((self.q, self.k, self.v), weight.chunk(3), bias.chunk(3)):
+            part.weight, part.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in tensors)
 
     def forward(self, x: Tensor | Rounded, rope: tuple[Tensor, Tensor], ring: KvRing, sparsity: Sparsity) -> Tensor:
         kernels, windows = sparsity.kernels, sparsity.local.shape[0]
@@ -245,9 +249,39 @@ class Block(nn.Module):
         layers = (Fp8Linear.of(layer.weight, layer.bias) for layer in (widen, narrow))  # type: ignore[arg-type]
         first, second = (Fp8Projection(layer, multiply, rounding) for layer in layers)
         self.fp8 = first, second
-        query = self.cross_attn.q
-        layer = Fp8Linear.of(query.weight, query.bias)
-        self.cross_attn.fp8 = None if rounding is None else Fp8Projection(layer, multiply, rounding)
+        attention, query = self.self_attn, self.cross_attn.q
+        replaced = [attention.q, attention.k, attention.v, widen, narrow]
+        if rounding is not None:
+            self.cross_attn.fp8 = Fp8Projection(Fp8Linear.of(query.weight, query.bias), multiply, rounding)
+            replaced.append(query)
+        attention.fused = None
+        for layer in replaced:
+            layer.weight = layer.bias = None  # type: ignore[assignment]  # what they were rounded to is enough
+
+    def stored(self) -> list[Tensor]:
+        """What the block computes with, those of q, k and v side by side. Keys and values of the prompt were made once
+        (`Dit.constants`), so what makes them is left out."""
+        fused = self.self_attn.fused or ()
+        return [*fused, *(getattr(owner, name) for owner, name in self._places())]
+
+    def restore(self, tensors: Sequence[Tensor]) -> None:
+        """Compute with these from now on, in the order of `stored`."""
+        others = list(tensors)
+        if self.self_attn.fused is not None:
+            weight, bias, *others = others
+            self.self_attn.join(weight, bias)
+        for (owner, name), tensor in zip(self._places(), others, strict=True):
+            is_parameter = isinstance(owner, nn.Module)
+            setattr(owner, name, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+
+    def _places(self) -> list[tuple[object, str]]:
+        attention, cross = self.self_attn, self.cross_attn
+        left_out = {attention.q, attention.k, attention.v, cross.k, cross.v}
+        rounded = [p.layer for p in (attention.fp8, cross.fp8, *(self.fp8 or ())) if p is not None]
+        return [
+            *((m, name) for m in self.modules() if m not in left_out for name, p in m.named_parameters(recurse=False)),
+            *((layer, name) for layer in rounded for name in ("weight", "scales", "bias")),
+        ]
 
     def _feed_forward(self, y: Tensor | Rounded, kernels: Kernels) -> Tensor:
         if self.fp8 is not None:

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from flashvsr_core.kernels.finish_frames import finish_frames
+from flashvsr_core.kernels.fp8_patches import scale_of
+from flashvsr_core.kernels.last_layers import CHANNELS, LastKernels, LastLayers, RoundedKernels, means, projection
 from flashvsr_core.kernels.repeat_pixels import repeat_pixels
 from flashvsr_core.models.decoder_layers import MemBlock, TimeGrow
 
@@ -103,10 +106,18 @@ class InPlaceLayers(FusedLayers):
                 x = self._apply(number, x)
         frames = out.shape[1] // x.shape[0]  # of one time step
         for part, target in zip(x.split(_FRAMES_PER_PASS), out.split(frames * _FRAMES_PER_PASS, dim=1)):
-            for number in range(self.tail, len(self.layers) - 1):
-                part = self._apply(number, part)
-            self.finish(F.conv2d(part, *self.last, padding=1), target)
+            self._finish(part, target)
         return kept
+
+    def _finish(self, x: Tensor, out: Tensor) -> None:
+        """The layers that know no time. x: t c h w, some time steps; out: 3 t' H W."""
+        for number in range(self.tail, len(self.layers) - 1):
+            x = self._apply(number, x)
+        self._end(x, out)
+
+    def _end(self, x: Tensor, out: Tensor) -> None:
+        """The last layer: x: t c H W, out: 3 t H W."""
+        self.finish(F.conv2d(x, *self.last, padding=1), out)
 
     def _step(self, block: MemBlock, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
         """One block on t time steps. Returns its output, and the memory for the step after them."""
@@ -125,17 +136,20 @@ class InPlaceLayers(FusedLayers):
 class PhaseLayers(InPlaceLayers):
     """Growth in time, enlargement by 2 and the convolution of 3x3 pixels after it as one convolution of 2x2 pixels of
     the small picture for each of four phases: repeated pixels meet two taps at once, whose sum is the weight. That is 4
-    products instead of 9, and what lies between is never stored.
+    products instead of 9, and what lies between is never stored. The last layer is one product of all its taps.
     """
 
-    def __init__(
-        self,
-        layers: nn.Sequential,
-        interleave: Callable[[Tensor, int], Tensor],
-        finish: Callable[[Tensor, Tensor], None],
-    ) -> None:
-        super().__init__(layers, repeat_pixels, finish)
-        self.interleave = interleave
+    def __init__(self, layers: nn.Sequential, kernels: LastKernels) -> None:
+        super().__init__(layers, repeat_pixels, finish_frames)
+        self.kernels = kernels
+        last = self.layers[-1]
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        self.projection, self.bias, self.one = (
+            projection(last.weight),
+            last.bias.float(),
+            last.bias.new_ones((), dtype=torch.float32),
+        )
         self.phases = {
             number + 1: phase_weights(layer, self.layers[number + 1])  # type: ignore[arg-type]
             for number, layer in enumerate(self.layers)
@@ -150,9 +164,37 @@ class PhaseLayers(InPlaceLayers):
         rectified = isinstance(self.layers[number + 1], nn.ReLU | nn.LeakyReLU)
         weight, grow = self.phases[number], self.layers[number - 1]
         assert isinstance(grow, TimeGrow)
-        return self.interleave(
-            _convolve_relu(x, weight, None) if rectified else F.conv2d(x, weight, padding=1), grow.stride
-        )
+        grown = _convolve_relu(x, weight, None) if rectified else F.conv2d(x, weight, padding=1)
+        return self.kernels.interleave(grown, grow.stride)
+
+    def _end(self, x: Tensor, out: Tensor) -> None:
+        self.kernels.gather(self.kernels.project(x, self.projection), self.one, self.bias, out)
+
+
+class RoundedLayers(PhaseLayers):
+    """The convolution before the last one in fp8, for `last_layers.CHANNELS` channels."""
+
+    def __init__(self, layers: nn.Sequential, kernels: LastKernels, rounded: RoundedKernels) -> None:
+        super().__init__(layers, kernels)
+        self.rounded = rounded
+        grow, _, _, middle, _, last = self.layers[self.tail + 1 :]
+        assert isinstance(grow, TimeGrow)
+        self.stride, self.grown = grow.stride, self.phases[self.tail + 2]
+        self.last_layers = LastLayers.of(middle.weight, last.weight)  # type: ignore[arg-type]
+        self.gain = self.grown.float().flatten(1).abs().sum(1).max()
+
+    def _finish(self, x: Tensor, out: Tensor) -> None:
+        # No pixel of the full size can be larger than this says. Floating point forgives that it is too much.
+        scale = scale_of(x) * self.gain
+        rows, less = self._grow(x, scale)
+        products = self.rounded.convolve(rows, self.last_layers, self.last_layers.offset(less, scale))
+        self.kernels.gather(products, scale, self.bias, out)
+
+    def _grow(self, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels of the full size in fp8, and what was taken off them."""
+        phases = _convolve_relu(x, self.grown, None)
+        less = means(phases, CHANNELS)
+        return self.rounded.interleave_rounded(phases, self.stride, scale, less), less
 
 
 def phase_weights(grow: TimeGrow, layer: nn.Conv2d) -> Tensor:

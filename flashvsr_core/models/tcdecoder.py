@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from flashvsr_core.kernels import last_layers
 from flashvsr_core.kernels.finish_frames import finish_frames
-from flashvsr_core.kernels.interleave import interleave
+from flashvsr_core.kernels.last_layers import LastKernels, RoundedKernels
 from flashvsr_core.kernels.repeat_pixels import repeat_pixels
 from flashvsr_core.models.decoder_layers import Clamp, MemBlock, ShuffleGrow, TimeGrow
-from flashvsr_core.models.fused_decoder import FusedLayers, InPlaceLayers, Memory, PhaseLayers
+from flashvsr_core.models.fused_decoder import FusedLayers, InPlaceLayers, Memory, PhaseLayers, RoundedLayers
 from flashvsr_core.registry import TcDecoderSpec
 
 FRAMES_PER_LATENT = 4
@@ -76,14 +77,19 @@ class TcDecoder(nn.Module):
         if self._is_published:
             self.fused = InPlaceLayers(self.decoder, repeat, finish)
 
-    def fuse_phases(
-        self,
-        interleave: Callable[[Tensor, int], Tensor] = interleave,
-        finish: Callable[[Tensor, Tensor], None] = finish_frames,
-    ) -> None:
+    def fuse_phases(self, kernels: LastKernels = last_layers.TORCH) -> None:
         """As `fuse_in_place`, with fewer products and other roundings; see `PhaseLayers`."""
         if self._is_published:
-            self.fused = PhaseLayers(self.decoder, interleave, finish)
+            self.fused = PhaseLayers(self.decoder, kernels)
+
+    def fuse_rounded(
+        self, kernels: LastKernels = last_layers.TORCH, rounded: RoundedKernels = last_layers.ROUNDED
+    ) -> None:
+        """As `fuse_phases`, with the convolution before the last one in fp8 where it has the channels for it; see
+        `RoundedLayers`."""
+        self.fuse_phases(kernels)
+        if self._is_published and self.decoder[-1].in_channels == last_layers.CHANNELS:
+            self.fused = RoundedLayers(self.decoder, kernels, rounded)
 
     @property
     def _is_published(self) -> bool:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from flashvsr_core.bench.inputs import input_size, random_clip, random_weights
 from flashvsr_core.bench.speed import step_spans
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.kernels.backends import kernels
+from flashvsr_core.models.dit import Block
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.registry import model_spec
 from flashvsr_core.segments import FIRST_READ, STEP
@@ -55,11 +56,18 @@ def repeated(upscaler: Upscaler) -> None:
     upscaler.net.decode.fuse_in_place(fused.repeat_pixels, fused.finish_frames)
 
 
+def decoder_bf16(upscaler: Upscaler) -> None:
+    """All of the decoder in bf16."""
+    from flashvsr_core.kernels.last_layers_triton import TRITON
+
+    assert isinstance(upscaler.net.decode, TcDecoder)
+    upscaler.net.decode.fuse_phases(TRITON)
+
+
 def norms_bf16(upscaler: Upscaler) -> None:
     """Norms give bf16, which a pass of its own rounds to fp8."""
-    from flashvsr_core.kernels.fp8_linear_triton import linear
-
-    upscaler.net.dit.quantise(linear)
+    for block in cast(list[Block], list(upscaler.net.dit.blocks)):
+        block.rounding = None
 
 
 def lq_bf16(upscaler: Upscaler) -> None:
@@ -89,6 +97,7 @@ ALTERNATIVES = (  # what matters most first: the time may not suffice for all
     Alternative("exact", attention="triton"),
     Alternative("exact", (launched,)),
     Alternative("fast"),
+    Alternative("fast", (decoder_bf16,)),
     Alternative("fast", (repeated,)),
     Alternative("fast", (launched,)),
     Alternative("fast", (lq_bf16,)),

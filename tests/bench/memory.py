@@ -24,7 +24,7 @@ import torch
 
 from flashvsr_core.bench.inputs import random_clip, random_weights
 from flashvsr_core.bench.speed import step_spans
-from flashvsr_core.config import ComputeParams, UpscaleParams
+from flashvsr_core.config import ComputeParams, Profile, UpscaleParams
 from flashvsr_core.errors import OutOfMemory
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.ladder import Rung, after, choose, ladder
@@ -69,10 +69,12 @@ class Case:
     batch: int = 1
     resident: int = 0
     steps: int = 8
+    profile: Profile = "exact"
 
     @property
     def name(self) -> str:
-        size = f"{self.model} {self.mode} {self.width}x{self.height} x{self.scale}"
+        profile = "" if self.profile == "exact" else f" {self.profile}"
+        size = f"{self.model} {self.mode}{profile} {self.width}x{self.height} x{self.scale}"
         if self.limit_gib is not None:
             return f"{size}, limit {self.limit_gib:g}"
         return f"{size}, tile {self.tile or 'none'}/{self.overlap if self.tile else 0} at once {self.batch}, " + (
@@ -84,8 +86,8 @@ class Case:
     def params(self) -> UpscaleParams:
         tiled = {"tiled_dit": "on", "tile_size": self.tile, "tile_overlap": self.overlap} if self.tile else {}
         return UpscaleParams(
-            model=self.model, mode=self.mode, scale=self.scale, scenes="off", preroll=0, color_fix="adain",  # type: ignore[arg-type]
-            **tiled,  # type: ignore[arg-type]
+            model=self.model, mode=self.mode, scale=self.scale, profile=self.profile,  # type: ignore[arg-type]
+            scenes="off", preroll=0, color_fix="adain", **tiled,  # type: ignore[arg-type]
         )  # fmt: skip
 
 
@@ -103,7 +105,11 @@ def gpu_cases() -> list[Case]:
     tiles = [Case("v1.1", "tiny", 480, 270, 4, tile=t, overlap=o, batch=n)
              for t, o, n in (("1024", 256, 1), ("1152x1152", 256, 2), ("512", 128, 1), ("512", 128, 8))]  # fmt: skip
     tiles += [Case("v1.1", "tiny", 640, 384, 4, tile="1536x1408", offload="kv", decoder_tile=d) for d in (512, 1024)]
-    return cards + plain + levels + tiles
+    fast = [Case("v1.1", "tiny", *size, profile="fast") for size in ((128, 128, 4), (352, 192, 4), (640, 384, 4))]
+    fast += [Case("v1.1", "full", 352, 192, 4, profile="fast")]
+    fast += [Case(*small, offload=level, profile="fast") for level in ("dit", "kv", "weights")]
+    fast += [Case("v1.1", "tiny", 480, 270, 4, tile="1024", profile="fast")]
+    return cards + plain + levels + tiles + fast
 
 
 def cpu_cases() -> list[Case]:

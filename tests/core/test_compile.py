@@ -80,6 +80,12 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]] 
                   {"x": "*fp32", "out": "*u8"}
                   | dict.fromkeys(("width", "x_frame", "x_channel", "x_row"), "i32") | {"half": "fp32"},
                   {"PIXELS": 1024}, {"enable_fp_fusion": False}),
+    "_project": ("last_layers_triton", dict.fromkeys(("x", "weight", "out"), "*half") | {"pixels": "i32"},
+                 {"CHANNELS": 128, "PRODUCTS": 32, "PIXELS": 64}, {}),
+    "_gather": ("last_layers_triton",
+                {"products": "*half", "scale": "*fp32", "bias": "*fp32", "out": "*half"}
+                | dict.fromkeys(("height", "width", "border", "out_channel", "out_frame"), "i32"),
+                {"COLORS": 3, "PRODUCTS": 32, "PIXELS": 128}, {}),
     "_widen": ("enlarge_triton", {"x": "*u8", "out": "*fp32", "width": "i32", "peak": "fp32"},
                {"SCALE": 4, "PIXELS": 512}, {}),
     "_heighten": ("enlarge_triton",
@@ -111,6 +117,10 @@ FROM_8_9 = {  # fp8
                 {"x": "*half", "scale": "*fp32", "out": "*fp8e4nv"}
                 | dict.fromkeys(("frames", "height", "width", "channels", "count", "stride"), "i32"),
                 {"TAPS": 4, "SIDE": 3, "LARGEST": 448.0, "WIDTH": 2048}, {}),
+    "_interleave_rounded": ("last_layers_triton",
+                            {"x": "*half", "scale": "*fp32", "less": "*fp32", "out": "*fp8e4nv", "height": "i32",
+                             "width": "i32"},
+                            {"STRIDE": 2, "CHANNELS": 128, "LARGEST": 448.0, "PIXELS": 16}, {}),
     "_quantise_rows": ("fp8_linear_triton", {"x": "*half", "out": "*fp8e4nv", "scales": "*fp32", "dim": "i32"},
                        {"GELU": True, "LARGEST": 448.0, "WIDTH": 8192, "REST": 1024}, {"num_warps": 8}),
 }  # fmt: skip
@@ -124,11 +134,17 @@ def cases(capability: int) -> dict[str, tuple[str, dict[str, str], dict[str, obj
 def _for_hopper() -> dict[str, tuple[str, dict[str, str], dict[str, object], dict[str, int]]]:
     from triton.experimental.gluon.language import NVMMASharedLayout
 
-    layout = repr(NVMMASharedLayout(128, 16, 2))
+    layout, of_bytes = (repr(NVMMASharedLayout(128, bits, 2)) for bits in (16, 8))
     signature = CASES["_attend"][1]
     tiles = {"q": 64, "k": 128, "v": 128}
     described = {name: f"tensordesc<half[{rows},128],{layout}>" for name, rows in tiles.items()}
-    return {"_attend hopper": ("hopper_attention", signature | described, {"STAGES": 2}, {"num_warps": 4})}
+    convolved = dict.fromkeys(("x", "weight"), f"tensordesc<fp8e4nv[128,128],{of_bytes}>")
+    convolved |= {"projection": f"tensordesc<half[32,128],{layout}>", "offset": "*fp32", "out": "*half"}
+    return {
+        "_attend hopper": ("hopper_attention", signature | described, {"STAGES": 2}, {"num_warps": 4}),
+        "_convolve": ("hopper_convolution", convolved | dict.fromkeys(("rows", "line", "tiles_in_all"), "i32"),
+                      {"STAGES": 4, "TAPS": 9}, {"num_warps": 4}),
+    }  # fmt: skip
 
 
 GENERATIONS = {75: "fp16", 80: "bf16", 86: "bf16", 89: "bf16", 90: "bf16", 120: "bf16"}

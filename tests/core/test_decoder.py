@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flashvsr_core.kernels.finish_frames import finish_frames
+from flashvsr_core.models.fused_decoder import PhaseLayers, RoundedLayers
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.registry import TcDecoderSpec
 from flashvsr_core.tiling import Tile
@@ -62,6 +63,20 @@ def test_phases_give_the_same_frames(calls: list[int]) -> None:
     assert relative_error(decoded(phases, calls), expected) < 1e-5
 
 
+@pytest.mark.parametrize("calls", [STREAM, [1], [2, 2, 1, 3]])
+@torch.inference_mode()
+def test_a_layer_in_fp8_gives_about_the_same_frames(calls: list[int]) -> None:
+    spec = replace(SPEC, channels=(16, 32, 16, 128))
+    plain, rounded = decoder(spec), decoder(spec)
+    rounded.fuse_rounded()
+    assert isinstance(rounded.fused, RoundedLayers)
+    expected = decoded(plain, calls)
+    assert 1e-4 < relative_error(decoded(rounded, calls), expected) < 0.02
+    narrow = decoder()
+    narrow.fuse_rounded()
+    assert type(narrow.fused) is PhaseLayers
+
+
 @torch.inference_mode()
 def test_memory_in_place_can_be_cut() -> None:
     """A stream that goes on with a part of the picture, where memory ran out, and as much around it as is looked at."""
@@ -83,6 +98,7 @@ def test_a_decoder_that_adds_to_its_condition_stays_as_it_is() -> None:
     module = decoder(replace(SPEC, residual=0.5))
     module.fuse_in_place()
     module.fuse_phases()
+    module.fuse_rounded()
     assert module.fused is None
 
 
@@ -106,7 +122,7 @@ def test_cudnn_gives_the_same_bits_in_place() -> None:
     spec = TcDecoderSpec((64, 32, 16, 16))
     fused, in_place, phases = (decoder(spec).to("cuda", torch.bfloat16) for _ in range(3))
     kernels = triton_here.module("pixels_triton")
-    phases.fuse_phases(kernels.interleave, kernels.finish_frames)
+    phases.fuse_phases(triton_here.module("last_layers_triton").TRITON)
     fused.fuse(kernels.repeat_pixels)
     in_place.fuse_in_place(kernels.repeat_pixels, kernels.finish_frames)
     latents = draw("latents", (1, 16, 6, 16, 24)).to("cuda", torch.bfloat16)

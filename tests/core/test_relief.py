@@ -13,6 +13,7 @@ from flashvsr_core import memory, run
 from flashvsr_core.bench.inputs import random_clip, random_weights
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import OutOfMemory
+from flashvsr_core.kernels.fp8_linear import ROUNDING, Rounding, linear_torch
 from flashvsr_core.offload import LEVELS, Offload
 from flashvsr_core.picture import Group
 from flashvsr_core.registry import model_spec
@@ -69,6 +70,30 @@ def test_offloading_takes_weights_off_the_device_and_changes_nothing(
     assert while_decoding == [0, 0]
     assert all(0 < size <= all_of_them for size in seen)
     assert kept == ([False, True] if level in ("kv", "weights") else [False, False])
+
+
+@pytest.mark.parametrize("rounding", [None, ROUNDING])
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_layers_in_fp8_leave_the_device_too(
+    weights: Weights, clip: np.ndarray, level: Offload, rounding: Rounding | None
+) -> None:
+    """And what they were rounded from is not there any more."""
+    upscaler = Upscaler.load(weights, PARAMS)
+    exact = upscaler.offloader.weight_bytes
+    upscaler.net.dit.quantise(linear_torch, rounding)
+    whole = stream(upscaler, clip)
+    rounded = upscaler.offloader.weight_bytes
+    assert rounded < 0.6 * exact  # of 4 bytes one is left, of the layers that are rounded
+    while_decoding: list[int] = []
+    upscaler.net.decode.register_forward_hook(  # type: ignore[attr-defined]
+        lambda *_: while_decoding.append(upscaler.offloader.weight_bytes)
+    )
+    upscaler.place(Placement(level))
+    assert np.array_equal(stream(upscaler, clip), whole)
+    assert while_decoding == [0, 0]
+    upscaler.place(Placement())
+    assert np.array_equal(stream(upscaler, clip), whole)
+    assert rounded <= upscaler.offloader.weight_bytes <= 1.2 * rounded  # tensors begin at whole 256 bytes
 
 
 @pytest.fixture(scope="module")
