@@ -97,6 +97,14 @@ class InPlaceLayers(FusedLayers):
 
     def decode(self, x: Tensor, memory: Memory, out: Tensor) -> Memory:
         """x: t c h w, consecutive time steps, channels last; out: 3 t' H W, to be written. Returns the memory."""
+        x, kept = self._begin(x, memory)
+        frames = out.shape[1] // x.shape[0]  # of one time step
+        for part, target in zip(x.split(_FRAMES_PER_PASS), out.split(frames * _FRAMES_PER_PASS, dim=1)):
+            self._finish(part, target)
+        return kept
+
+    def _begin(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """The layers that know time: half the output size."""
         kept: Memory = []
         for number, layer in enumerate(self.layers[: self.tail]):
             if isinstance(layer, MemBlock):
@@ -104,10 +112,7 @@ class InPlaceLayers(FusedLayers):
                 kept.append(newest)
             else:
                 x = self._apply(number, x)
-        frames = out.shape[1] // x.shape[0]  # of one time step
-        for part, target in zip(x.split(_FRAMES_PER_PASS), out.split(frames * _FRAMES_PER_PASS, dim=1)):
-            self._finish(part, target)
-        return kept
+        return x, kept
 
     def _finish(self, x: Tensor, out: Tensor) -> None:
         """The layers that know no time. x: t c h w, some time steps; out: 3 t' H W."""
@@ -172,9 +177,13 @@ class PhaseLayers(InPlaceLayers):
 
 
 class RoundedLayers(PhaseLayers):
-    """The convolution before the last one in fp8, for `last_layers.CHANNELS` channels."""
+    """The convolution before the last one in fp8, for `last_layers.CHANNELS` channels.
 
-    def __init__(self, layers: nn.Sequential, kernels: LastKernels, rounded: RoundedKernels) -> None:
+    What is rounded does not depend on what else is decoded with it: the means that are taken off are those of `sample`
+    (t c h w, what `decode` takes), and scales are powers of two, which change no digit of a floating-point number.
+    """
+
+    def __init__(self, layers: nn.Sequential, kernels: LastKernels, rounded: RoundedKernels, sample: Tensor) -> None:
         super().__init__(layers, kernels)
         self.rounded = rounded
         grow, _, _, middle, _, last = self.layers[self.tail + 1 :]
@@ -182,19 +191,16 @@ class RoundedLayers(PhaseLayers):
         self.stride, self.grown = grow.stride, self.phases[self.tail + 2]
         self.last_layers = LastLayers.of(middle.weight, last.weight)  # type: ignore[arg-type]
         self.gain = self.grown.float().flatten(1).abs().sum(1).max()
+        self.less = means(_convolve_relu(self._begin(sample, [])[0], self.grown, None), CHANNELS)
 
     def _finish(self, x: Tensor, out: Tensor) -> None:
         # No pixel of the full size can be larger than this says. Floating point forgives that it is too much.
-        scale = scale_of(x) * self.gain
-        rows, less = self._grow(x, scale)
-        products = self.rounded.convolve(rows, self.last_layers, self.last_layers.offset(less, scale))
-        self.kernels.gather(products, scale, self.bias, out)
-
-    def _grow(self, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels of the full size in fp8, and what was taken off them."""
+        scale = torch.exp2(torch.ceil(torch.log2(scale_of(x) * self.gain)))
         phases = _convolve_relu(x, self.grown, None)
-        less = means(phases, CHANNELS)
-        return self.rounded.interleave_rounded(phases, self.stride, scale, less), less
+        rows = self.rounded.interleave_rounded(phases, self.stride, scale, self.less)
+        del phases  # the largest of all
+        products = self.rounded.convolve(rows, self.last_layers, self.last_layers.offset(self.less, scale))
+        self.kernels.gather(products, scale, self.bias, out)
 
 
 def phase_weights(grow: TimeGrow, layer: nn.Conv2d) -> Tensor:

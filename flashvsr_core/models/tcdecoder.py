@@ -1,6 +1,7 @@
 """TCDecoder, the `tiny` decoder: latents and the enlarged input become frames; a child of TAEHV (Bohan, 2025)."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from flashvsr_core.registry import TcDecoderSpec
 
 FRAMES_PER_LATENT = 4
 _PATCH = 8  # output pixels of one latent pixel
+_SAMPLE = (24, 40)  # latent pixels from which means of channels are taken
 
 
 class TcDecoder(nn.Module):
@@ -32,6 +34,7 @@ class TcDecoder(nn.Module):
         self.gate: nn.Conv2d | None = None
         self.residual = spec.residual
         self.condition = spec.condition
+        self.latent_channels = spec.latent_channels
         first = spec.latent_channels + (3 * FRAMES_PER_LATENT * _PATCH**2 if spec.condition else 0)
         at_8, at_4, at_2 = (
             [MemBlock(n, spec.leak, spec.bare) for _ in range(count)] for n, count in zip((a, b, c), spec.blocks)
@@ -89,7 +92,7 @@ class TcDecoder(nn.Module):
         `RoundedLayers`."""
         self.fuse_phases(kernels)
         if self._is_published and self.decoder[-1].in_channels == last_layers.CHANNELS:
-            self.fused = RoundedLayers(self.decoder, kernels, rounded)
+            self.fused = RoundedLayers(self.decoder, kernels, rounded, self._sample())
 
     @property
     def _is_published(self) -> bool:
@@ -138,10 +141,31 @@ class TcDecoder(nn.Module):
             return condition[:, :, missing:] + self.residual * out, kept
         return out * 2 - 1, kept
 
+    @torch.no_grad()
+    def _sample(self) -> Tensor:
+        """What `InPlaceLayers.decode` takes, for latents as they are spread and a picture of waves."""
+        weight = cast(Tensor, self.decoder[-1].weight)
+        latents = torch.randn(1, self.latent_channels, 2, *_SAMPLE, generator=torch.Generator().manual_seed(0))
+        height, width = (_PATCH * side for side in _SAMPLE)
+        at = torch.arange(height)[:, None] / 11 + torch.arange(width)[None] / 7
+        waves = torch.stack([torch.sin(at * (1 + color)) for color in range(3)])
+        condition = waves[None, :, None].expand(-1, -1, 2 * FRAMES_PER_LATENT, -1, -1)
+        return self._side_by_side(latents.to(weight), condition.to(weight)).permute(0, 3, 1, 2)
+
     def _decode_in_place(
         self, latents: Tensor, condition: Tensor, memory: Memory, layers: InPlaceLayers
     ) -> tuple[Tensor, Memory]:
         """Frames 1 3 4F H W, as `forward` returns them, and the memory."""
+        _, _, count, height, width = latents.shape
+        x = self._side_by_side(latents, condition)
+        out = latents.new_empty(1, 3, FRAMES_PER_LATENT * count, _PATCH * height, _PATCH * width)
+        pieces = out[0].split(FRAMES_PER_LATENT * self.latents_per_pass, dim=1)
+        for part, target in zip(x.split(self.latents_per_pass), pieces):
+            memory = layers.decode(part.permute(0, 3, 1, 2), memory, target)
+        return out, memory
+
+    def _side_by_side(self, latents: Tensor, condition: Tensor) -> Tensor:
+        """f h w c: patches of the condition, where there is one, and latents."""
         _, channels, count, height, width = latents.shape
         given = 3 * FRAMES_PER_LATENT * _PATCH**2 if self.condition else 0
         x = latents.new_empty(count, height, width, given + channels)
@@ -151,11 +175,7 @@ class TcDecoder(nn.Module):
             x[..., :given].unflatten(-1, (3, FRAMES_PER_LATENT, _PATCH, _PATCH)).copy_(
                 rearrange(condition[0], "c (f t) (h p) (w q) -> f h w c t p q", **patches)
             )
-        out = latents.new_empty(1, 3, FRAMES_PER_LATENT * count, _PATCH * height, _PATCH * width)
-        pieces = out[0].split(FRAMES_PER_LATENT * self.latents_per_pass, dim=1)
-        for part, target in zip(x.split(self.latents_per_pass), pieces):
-            memory = layers.decode(part.permute(0, 3, 1, 2), memory, target)
-        return out, memory
+        return x
 
     def _decode(self, latents: Tensor, condition: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         batch = latents.shape[0]

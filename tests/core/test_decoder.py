@@ -77,11 +77,16 @@ def test_a_layer_in_fp8_gives_about_the_same_frames(calls: list[int]) -> None:
     assert type(narrow.fused) is PhaseLayers
 
 
+@pytest.mark.parametrize("rounded", [False, True])
 @torch.inference_mode()
-def test_memory_in_place_can_be_cut() -> None:
-    """A stream that goes on with a part of the picture, where memory ran out, and as much around it as is looked at."""
-    module = decoder()
-    module.fuse_in_place()
+def test_memory_in_place_can_be_cut(rounded: bool) -> None:
+    """A stream that goes on with a part of the picture, where memory ran out, and as much around it as is looked at.
+    What is rounded is rounded alike."""
+    module = decoder(replace(SPEC, channels=(16, 32, 16, 128)))
+    if rounded:
+        module.fuse_rounded()
+    else:
+        module.fuse_in_place()
     seen = module.reach + 32  # columns that are right, of twice as many
     whole = Tile(0, 0, 16, 2 * seen)
     part = Tile(0, 0, 16, seen + module.reach)
@@ -90,7 +95,8 @@ def test_memory_in_place_can_be_cut() -> None:
     cut = [part.crop(tensor, whole.width // tensor.shape[-1]).clone() for tensor in memory]
     expected, _ = module(latents[:, :, 2:], condition[:, :, 5:], memory)
     found, _ = module.back(part.crop(latents[:, :, 2:], 8), part.crop(condition[:, :, 5:]), cut)
-    assert relative_error(found[..., :seen], expected[..., :seen]) < 1e-5
+    # Of what is summed otherwise by a bit, one number in many thousands is rounded to another of fp8.
+    assert relative_error(found[..., :seen], expected[..., :seen]) < (5e-4 if rounded else 1e-5)
 
 
 @torch.inference_mode()
