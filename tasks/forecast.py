@@ -17,9 +17,13 @@ from flashvsr_core.segments import FIRST_EMIT, GRID, STEP
 FIRST_LATENTS, STEP_LATENTS = 6, 2  # of a stream's first step and of every later one
 CUT_LATENTS = 2.5  # a cut's mean cost: a first step that emits less, half a step lost at either side of it
 USUAL_CUTS, USUAL_FRAMES = 0.3, 30  # what is assumed of every film, as if it had been seen
-TRUST = 2  # latent frames that weigh more than what was remembered from earlier runs, made at another load
+TRUST = 1  # latent frame that weighs more than what was remembered from earlier runs, made at another load
 RECENT = 1 / 3  # of the work so far that weighs most: a machine's load changes
 RECENT_TIMES = 8  # ... but no less than what came in so many times
+# Seconds that a segment's beginning takes beyond its work, before any has shown it: opening source and encoder, memory
+# that is new, the last segment that is still being checked. Recorded runs at x2 have medians of 0.1 to 0.7; at x4 it is
+# lost in what steps vary by.
+BEGINNING = 0.4
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Costs:
     """Seconds at one job's size of picture, remembered or learned."""
 
     latent: float | None = None  # one latent frame; None: nothing is known
-    start: float | None = None  # what a worker's first segment takes beyond its work: loading, compiling
+    start: float | None = None  # what a worker's first segment takes beyond what every segment does: loading, compiling
     tail: float = 0.0  # from the last frame to the end: closing, merging, verifying, looking, publishing, the report
     looks: tuple[tuple[str, float], ...] = ()  # last parts of it, in order: what scorers and a reference take, by name
 
@@ -206,7 +210,7 @@ class Learned:
 
     latent: float  # seconds a latent frame
     start: float  # seconds of loading and compiling
-    begin: float  # how much dearer beginnings of later segments were than expected, as a factor
+    begin: float  # seconds that every segment's beginning takes beyond its work
     work: Work
 
     def slowed(self, segments: Sequence[Segment], now: float, longest: float) -> "Learned":
@@ -222,8 +226,16 @@ class Learned:
 
     def left(self, segment: Segment) -> float:
         """Seconds for what is left of a segment on a warm worker."""
-        dearer = 0.0 if segment.first else (self.begin - 1) * self.work.beginning(segment)
-        return self.latent * (self.work.left(segment) + dearer)
+        return max(0.0, self.latent * self.work.left(segment) + (0.0 if segment.first else self.begin))
+
+    def running(self, segment: Segment, now: float, warm: bool) -> float:
+        """Seconds for what is left of a segment that has been begun; `warm`: its worker has made frames before."""
+        if segment.first:
+            return max(0.0, self.left(segment) - (now - segment.last))
+        beginning = self.latent * self.work.beginning(segment) + self.begin + (0.0 if warm else self.start)
+        rest = self.latent * max(0.0, self.work.left(segment) - self.work.beginning(segment))
+        # A beginning that takes longer than expected puts off what follows.
+        return rest + max(0.0, beginning - (now - segment.began))
 
 
 def learn(
@@ -245,10 +257,13 @@ def learn(
     latent = _seconds_a_latent(first, begun, known, paces)
     if latent is None:
         return None
-    expected = sum(work.beginning(s, s.first_frames) for s in later)
-    begin = (sum(s.first - s.began for s in later) / latent + FIRST_LATENTS) / (expected + FIRST_LATENTS)
-    loading = [max(0.0, took - made * latent) for took, made in first]
-    start = sum(loading) / len(loading) if loading else known.start or 0.0
+    beyond = [max(0.0, took - made * latent) for took, made in first]
+    opening_beyond = sum(beyond) / len(beyond) if beyond else BEGINNING + (known.start or 0.0)
+    later_beyond = [s.first - s.began - latent * work.beginning(s, s.first_frames) for s in later]
+    # What first beginnings took beyond the loading that is remembered may come again, but no more than usual.
+    usual = min(BEGINNING, max(0.0, opening_beyond - (known.start or 0.0)))
+    begin = (usual + sum(later_beyond)) / (1 + len(later_beyond))
+    start = max(0.0, opening_beyond - begin)
     return Learned(latent, start, begin, work)
 
 
@@ -277,8 +292,7 @@ def computing_left(
     queues = []
     for s in segments:
         if s.state == "running" and s.done < s.frames:  # one that is only being closed keeps no device
-            cost = found.left(s) + (0.0 if s.worker in warm else found.start)
-            queues.append(max(0.0, cost - (now - (s.last if s.first else s.began))))
+            queues.append(found.running(s, now, s.worker in warm))
     queues += [0.0 if warm else found.start] * (devices - len(queues))
     heapq.heapify(queues)
     between = _between(segments, devices, now)
@@ -298,17 +312,23 @@ def _seconds_a_latent(
     beginning."""
     seconds, work = _recent(paces) if paces else (sum(s.last - s.first for s in begun), sum(s.latents for s in begun))
     if first and (known.latent is not None or not work):
-        # How much of a beginning was loading is known from earlier runs at best; other work slows that down as well.
-        loading = (known.start or 0.0) / known.latent if known.latent else 0.0
         took, made = sum(took for took, _ in first), sum(made for _, made in first)
-        whole = made + loading * len(first)
-        weight = made * made / whole  # the more of it was loading, the less it tells
-        seconds, work = seconds + weight * took / whole, work + weight
+        share = _share_of_work(took / len(first), made / len(first), known)
+        weight = made * share  # the more of it was loading, the less it tells
+        seconds, work = seconds + weight * took * share / made, work + weight
     if known.latent is not None:
         weight = TRUST / (1 + work)
         seconds, work = seconds + weight * known.latent, work + weight
     # Steps of other processes may all be told of at one moment.
     return seconds / work if work and seconds > 0 else None
+
+
+def _share_of_work(took: float, made: float, known: Costs) -> float:
+    """Which share of a worker's first beginning, `took` seconds for `made` latent frames, went into these."""
+    if known.latent is None:
+        return max(0.5, 1 - BEGINNING / took) if took > 0 else 1.0
+    # What loading took is known from earlier runs at best; other work slows that down as well.
+    return made / (made + ((known.start or 0.0) + BEGINNING) / known.latent)
 
 
 def _recent(paces: Sequence[tuple[float, int]]) -> tuple[float, float]:

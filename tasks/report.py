@@ -131,10 +131,13 @@ def look_at(result: Path, source: Path, plan: JobPlan, seconds: float, reference
     joins = [segment.start for segment in plan.segments[1:]]
     allowed = max(LEAST_LOOK, LOOK_SHARE * seconds)
     try:
-        found, sights = quality.measure(result, source, plan.info, joins, allowed, deinterlace=plan.params.deinterlace)
         here, notes = quality.or_note("the no-reference quality", scorers.present)
-        scores = scorers.score([s.result for s in sights], here or ())
-        notes += scores.notes
+        with scorers.made_ready(here or ()) as (ready, failed):
+            found, sights = quality.measure(
+                result, source, plan.info, joins, allowed, deinterlace=plan.params.deinterlace
+            )
+            scores = scorers.score([s.result for s in sights], ready)
+        notes += failed + scores.notes
         took = dict(scores.seconds)
         against: dict[str, float] | None = None
         if reference is not None:

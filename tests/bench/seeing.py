@@ -71,6 +71,8 @@ RUNS = (
     Watched(5, 2, 512),
     Watched(4, 2, 32),
     Watched(1, 2, 32, "off"),
+    Watched(2, 2, 48, "off"),
+    Watched(1, 4, 32, "off"),
 )
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,7 +88,10 @@ class Slow:
 
     name = "slow"
 
-    def usual_seconds(self, megapixels: float, frames: int) -> float:
+    def ready(self) -> AbstractContextManager["Slow"]:
+        return nullcontext(self)
+
+    def usual_seconds(self, megapixels: float, frames: int, ahead: float) -> float:
         return 100.0
 
     def score(self, frames: Sequence[np.ndarray]) -> list[float]:

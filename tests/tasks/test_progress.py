@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from flashvsr_core.segments import FIRST_EMIT
 from tasks.events import (
     CutsFound,
     Event,
@@ -18,7 +19,7 @@ from tasks.events import (
     SegmentStarted,
     StageEntered,
 )
-from tasks.forecast import NOTHING_KNOWN, Costs, Steps, latents
+from tasks.forecast import BEGINNING, NOTHING_KNOWN, Costs, Steps, latents
 from tasks.progress import RunProgress, Snapshot
 
 
@@ -204,14 +205,40 @@ def test_steps_that_make_only_pre_roll_are_counted_of_segments_that_wait() -> No
     run = Run()
     run.plan(2, 64, costs=Costs(LATENT), preroll=32)
     run.tell(CutsFound(0, 128, ()))
-    waiting = latents(64, 64, 32) * LATENT
-    assert run.see().left == pytest.approx(latents(0, 64, 32) * LATENT + waiting)
+    waiting = BEGINNING + latents(64, 64, 32) * LATENT
+    assert run.see().left == pytest.approx(BEGINNING + latents(0, 64, 32) * LATENT + waiting)
     run.tell(SegmentStarted(0, 64, worker="one"))
     for took, count in stream(0, 64, 32):
-        run.tell(FramesDone(0, count, latents=2 if run.progress.segments[0].first else 0), at=100.0 + took)
+        made = 2 if run.progress.segments[0].first else 0
+        run.tell(FramesDone(0, count, latents=made), at=100.0 + BEGINNING + took)
     assert run.see().left == pytest.approx(waiting)
     run.tell(SegmentStarted(1, 64, worker="one"))
     assert run.see().left == pytest.approx(waiting)
+
+
+def test_what_a_first_beginning_takes_beyond_its_work_is_not_taken_for_steps() -> None:
+    """Where nothing is remembered, all of it once made steps dearer until one had come by itself."""
+    run = Run()
+    run.plan(2, 64, preroll=32)
+    run.tell(CutsFound(0, 128, ()))
+    run.tell(SegmentStarted(0, 64, worker="one"))
+    made = latents(0, FIRST_EMIT, 32)
+    run.tell(FramesDone(0, FIRST_EMIT), at=run.now + BEGINNING + made * LATENT)
+    left = latents(0, 64, 32) - made + latents(64, 64, 32)
+    assert run.see().left == pytest.approx(left * LATENT + BEGINNING)
+
+
+def test_a_beginning_that_takes_longer_puts_off_the_steps_behind_it() -> None:
+    """Its time above what was expected was once taken off them."""
+    run = Run()
+    run.plan(1, 64, costs=Costs(LATENT), preroll=32)
+    run.tell(CutsFound(0, 64, ()))
+    run.tell(SegmentStarted(0, 64, worker="one"))
+    beginning, whole = BEGINNING + latents(0, FIRST_EMIT, 32) * LATENT, BEGINNING + latents(0, 64, 32) * LATENT
+    run.now += beginning / 2
+    assert run.see().left == pytest.approx(whole - beginning / 2)
+    run.now += beginning
+    assert run.see().left == pytest.approx(whole - beginning)
 
 
 @pytest.mark.parametrize("cuts", [(), (30,), (28, 64, 66), (29,), (45,)])

@@ -5,7 +5,9 @@ The package here is a stand-in, for what the real one does seldom; tests/system/
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from tasks import scorers
 from tasks.recover import recover
 from tasks.report import look_at, page_beside, report_beside
-from tasks.scorers import PyiqaScorer, Scores, middle, present, score, usual_seconds
+from tasks.scorers import PyiqaProcess, PyiqaScorer, Scorer, Scores, made_ready, middle, present, score, usual_seconds
 from tasks.storage import urls
 from tests.tasks.conftest import Made
 
@@ -43,7 +45,10 @@ class Sharpness:
 
     name = "sharpness"
 
-    def usual_seconds(self, megapixels: float, frames: int) -> float:
+    def ready(self) -> AbstractContextManager["Sharpness"]:
+        return nullcontext(self)
+
+    def usual_seconds(self, megapixels: float, frames: int, ahead: float) -> float:
         return 10.0 * frames
 
     def score(self, frames: Sequence[np.ndarray]) -> list[float]:
@@ -53,11 +58,20 @@ class Sharpness:
 class Broken:
     name = "broken"
 
-    def usual_seconds(self, megapixels: float, frames: int) -> float:
+    def ready(self) -> AbstractContextManager["Broken"]:
+        return nullcontext(self)
+
+    def usual_seconds(self, megapixels: float, frames: int, ahead: float) -> float:
         return 1.0
 
     def score(self, frames: Sequence[np.ndarray]) -> list[float]:
         raise RuntimeError("weights are damaged")
+
+
+def scored(frames: Sequence[np.ndarray], found: Sequence[Scorer]) -> Scores:
+    with made_ready(found) as (ready, notes):
+        assert not notes
+        return score(frames, ready)
 
 
 @pytest.fixture
@@ -152,13 +166,33 @@ def test_metrics_whose_weights_are_there_score(
     told = pyiqa()
     found = present(hub)
     assert all(isinstance(scorer, PyiqaScorer) for scorer in found)
-    scores = score([FRAME, 2 * FRAME], found)
+    scores = scored([FRAME, 2 * FRAME], found)
     assert (scores.values, scores.notes) == ({"musiq": 0.3, "clipiqa": 0.3}, ())
     assert scores.seconds.keys() == {"musiq", "clipiqa"}
     musiq = str(hub / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth")
     assert json.loads((told / "musiq.json").read_text()) == ["cpu", {"pretrained_model_path": musiq}]
     assert json.loads((told / "clipiqa.json").read_text()) == ["cpu", {"backbone": str(hub / "clip" / "RN50.pt")}]
     assert capfd.readouterr() == ("", "")
+
+
+def test_all_load_while_other_things_are_done(pyiqa: Callable[..., Path], hub: Path) -> None:
+    """Package and weights take seconds that would come one after the other behind everything else."""
+    told = pyiqa()
+    with made_ready(present(hub)) as (ready, _):
+        deadline = time.monotonic() + 120
+        while not all((told / f"{scorer.name}.json").exists() for scorer in ready):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert len(ready) == 2
+    # Nobody asked for a score: they end with what they were made ready for.
+    assert all(isinstance(scorer, PyiqaProcess) and scorer.process.returncode is not None for scorer in ready)
+
+
+def test_a_scorer_that_cannot_begin_is_a_note(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(hub / "no-python"))
+    with made_ready([PyiqaScorer("clipiqa", hub / "clip" / "RN50.pt"), Sharpness()]) as (ready, (note,)):
+        assert [scorer.name for scorer in ready] == ["sharpness"]
+    assert note.startswith("the score clipiqa was not measured: ")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +214,7 @@ def test_what_goes_wrong_in_the_package_is_a_note(
 ) -> None:
     pyiqa(create, forward)
     weights = hub / "clip" / "RN50.pt"
-    found = score([FRAME], [PyiqaScorer("clipiqa", weights)])
+    found = scored([FRAME], [PyiqaScorer("clipiqa", weights)])
     (note,) = found.notes
     assert found.values == {}
     assert note.startswith("the score clipiqa was not measured: ")
@@ -189,7 +223,7 @@ def test_what_goes_wrong_in_the_package_is_a_note(
 
 
 def test_a_frame_too_small_for_the_metric_is_a_note(hub: Path) -> None:
-    found = score([FRAME[:24]], [PyiqaScorer("clipiqa", hub / "clip" / "RN50.pt")])
+    found = scored([FRAME[:24]], [PyiqaScorer("clipiqa", hub / "clip" / "RN50.pt")])
     (note,) = found.notes
     assert found.values == {}
     assert "a frame of 60x24 is too small for it; it needs 32 pixels each way" in note
@@ -202,7 +236,7 @@ def test_time_ends_a_score(hub: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     slow.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(slow))
     monkeypatch.setattr(scorers, "SECONDS", 3.0)
-    found = score([FRAME, FRAME], [PyiqaScorer("clipiqa", hub / "clip" / "RN50.pt")])
+    found = scored([FRAME, FRAME], [PyiqaScorer("clipiqa", hub / "clip" / "RN50.pt")])
     (note,) = found.notes
     assert found.seconds["clipiqa"] >= 3.0
     assert found.values == ({"clipiqa": 0.5} if done else {})

@@ -60,6 +60,14 @@ SHAPES = {
     "twelve segments, two workers": ("384 frames, x2, segments of 32", 2, ()),
     # Without a cut all of the pre-roll is streamed: steps that emit nothing before a segment's first frames.
     "three segments of one scene": ("96 frames, x2, segments of 32, one scene", 1, ()),
+    "three segments of one scene, first done": ("96 frames, x2, segments of 32, one scene", 1, (0,)),
+    "three segments of one scene, two workers": ("96 frames, x2, segments of 32, one scene", 2, ()),
+    "four longer segments of one scene": ("192 frames, x2, segments of 48, one scene", 1, ()),
+    "four longer segments of one scene, half of them done": ("192 frames, x2, segments of 48, one scene", 1, (0, 1)),
+    "four longer segments of one scene, two workers": ("192 frames, x2, segments of 48, one scene", 2, ()),
+    "three large segments of one scene": ("96 frames, x4, segments of 32, one scene", 1, ()),
+    "three large segments of one scene, first done": ("96 frames, x4, segments of 32, one scene", 1, (0,)),
+    "three large segments of one scene, two workers": ("96 frames, x4, segments of 32, one scene", 2, ()),
     "eight segments, three workers": ("480 frames, x2, segments of 64", 3, ()),
 }
 
