@@ -45,9 +45,10 @@ def test_fused_forms_give_the_same_frames(calls: list[int], condition: bool) -> 
     plain, fused, in_place = (decoder(spec) for _ in range(3))
     fused.fuse()
     in_place.fuse_in_place()
+    layered = decoded(plain, calls)  # first: of a process's very first convolutions, some are summed otherwise at times
     expected = decoded(fused, calls)
     assert expected.shape == (1, 3, 4 * sum(calls) - 3, 24, 40)
-    assert relative_error(decoded(plain, calls), expected) < 1e-5
+    assert relative_error(layered, expected) < 1e-5
     found = decoded(in_place, calls)
     if calls == STREAM:
         assert torch.equal(found, expected)
