@@ -1,4 +1,4 @@
-"""Pieces of a step on their own, on one GPU: tiles of the attention kernels, block selection, fp8 layers, last layer.
+"""Pieces of a step on their own, on one GPU: tiles of the attention kernels, block selection, fp8 layers, last layers.
 
 Every number is the median time of a call in milliseconds; `flashvsr_core.bench.speed.milliseconds`.
 """
@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from flashvsr_core.bench.attention import Layer
 from flashvsr_core.bench.speed import milliseconds
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.kernels import block_attention_triton, fp8_linear_triton, int8_attention_triton
+from flashvsr_core.kernels import last_layers as kernels_of_last
 from flashvsr_core.kernels.block_attention_triton import Tile
 from flashvsr_core.kernels.fp8_linear import Fp8Linear, multiply
 from flashvsr_core.kernels.int8_attention import common
+from flashvsr_core.kernels.last_layers import LastLayers
 from flashvsr_core.kernels.token_ops_triton import linear_gelu
 from flashvsr_core.registry import DitSpec
 
@@ -93,12 +96,43 @@ def layers(spec: DitSpec, device: torch.device, tokens: int = 8448) -> dict[str,
     return found
 
 
-def last_layer(device: torch.device, height: int = 768, width: int = 1408) -> dict[str, Any]:
-    """The decoder's last convolution: its 3 output channels, and the same with zeros up to 8 or 16 of them."""
-    x = torch.randn(4, 128, height, width, device=device).bfloat16().contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(16, 128, 3, 3, device=device).bfloat16()
-    weight = weight.contiguous(memory_format=torch.channels_last)
+def last_layers(device: torch.device, height: int = 768, width: int = 1408) -> dict[str, Any]:
+    """The decoder's last layers for 4 frames, as profiles exact and fast compute them: growth, 128 to 128 channels, 128
+    to 3 colours."""
+    from flashvsr_core.kernels import hopper_convolution, last_layers_triton, pixels_triton
+
+    generator = torch.Generator(device).manual_seed(0)
+
+    def channels_last(*shape: int) -> Tensor:
+        drawn = torch.randn(*shape, generator=generator, device=device).bfloat16()
+        return drawn.contiguous(memory_format=torch.channels_last)
+
+    x, phases = channels_last(2, 128, height // 2, width // 2), channels_last(2, 1024, height // 2 + 1, width // 2 + 1)
+    grow, middle, last = channels_last(1024, 128, 2, 2), channels_last(128, 128, 3, 3), channels_last(8, 128, 3, 3)
+    pixels = channels_last(4, 128, height, width)
+    one, less, bias = (torch.ones(n, device=device) for n in (1, 128, 3))
+    layers, projection = LastLayers.of(middle, last[:3]), kernels_of_last.projection(last[:3])
+    rounded = last_layers_triton.interleave_rounded(phases, 2, one, less)
+    products = last_layers_triton.project(pixels, projection)
+    out = x.new_empty(3, 4, height, width)
+    convolve = partial(
+        torch.cudnn_convolution_relu, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1, bias=None
+    )
     return timed(
-        {f"{n} channels": partial(F.conv2d, x, weight[:n].contiguous(memory_format=torch.channels_last), padding=1)
-         for n in (3, 4, 8, 16)}, device,
-    )  # fmt: skip
+        {
+            "growth: convolution by phases": partial(convolve, x, grow),
+            "growth: interleave": partial(pixels_triton.interleave, phases, 2),
+            "growth: interleave and round": partial(last_layers_triton.interleave_rounded, phases, 2, one, less),
+            "128 to 128: cuDNN": partial(convolve, pixels, middle),
+            "128 to 128: fp8, with the last layer's products": partial(
+                hopper_convolution.convolve, rounded, layers, less
+            ),
+            "last: 3 channels": partial(
+                F.conv2d, pixels, last[:3].contiguous(memory_format=torch.channels_last), padding=1
+            ),
+            "last: 8 channels": partial(F.conv2d, pixels, last, padding=1),
+            "last: products": partial(last_layers_triton.project, pixels, projection),
+            "last: neighbours": partial(last_layers_triton.gather, products, one, bias, out),
+        },
+        device,
+    )

@@ -114,7 +114,7 @@ class Bench:
 
         found = kernels.selection(self._spec.dit, self.device, self.size, LARGE)
         return {"selection": found, "layers": kernels.layers(self._spec.dit, self.device),
-                "last layer": kernels.last_layer(self.device)}  # fmt: skip
+                "last layers": kernels.last_layers(self.device)}  # fmt: skip
 
     def cold(self) -> dict[str, float]:
         """Seconds from the start of a process to its first frames, without and with Triton's cache on disk."""
