@@ -185,9 +185,8 @@ def _sizes(
     tile_pixels = tiles[0].height * tiles[0].width
     height, width = geometry.padded_height, geometry.padded_width
     regions = decoder_tiles(geometry, placement.decoder_tile)
-    blocks, largest, others, reach = (
-        count * factor for count, factor in zip(_weights(spec, params.mode), (e, e, e, 1))
-    )
+    *counts, reach = _weights(spec, params.mode)
+    blocks, largest, others = (e * count for count in counts)
     if rounded:  # one byte takes the place of a number, and for the LQ projection it is there too
         saved = (e - 1) * _rounded(spec)
         blocks, largest, others = blocks - spec.dit.num_layers * saved, largest - saved, others + _lq_weights(spec)

@@ -13,7 +13,8 @@ from typing import Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from flashvsr_core.models.dit import Block, Dit, KvRing, RingBuffers
+from flashvsr_core.models.dit import Block, Dit
+from flashvsr_core.models.kv_ring import KvRing, RingBuffers
 from flashvsr_core.transfer import pinned
 
 Offload = Literal["none", "dit", "kv", "weights"]

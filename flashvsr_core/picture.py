@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from flashvsr_core.geometry import Geometry, TileSize
-from flashvsr_core.models.dit import KvRing, Sparsity
+from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.models.kv_ring import KvRing
 from flashvsr_core.offload import Offloader, at_least
 from flashvsr_core.stream import Network, StreamState, denoise, emitted_input, open_stream
 from flashvsr_core.tiling import LATENT_PIXELS, Blend, Tile, decoder_tiles, dit_tiles, tile_sparsity

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from flashvsr_core.models.dit import RingBuffers
+from flashvsr_core.models.kv_ring import RingBuffers
 from flashvsr_core.picture import PictureState
 from flashvsr_core.stream import StreamState
 

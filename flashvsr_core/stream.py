@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flashvsr_core.models.dit import Around, Dit, DitConstants, KvRing, Sparsity, nothing_around
+from flashvsr_core.models.dit import Around, Dit, DitConstants, Sparsity, nothing_around
+from flashvsr_core.models.kv_ring import KvRing
 from flashvsr_core.models.lq_proj import LqProj
 from flashvsr_core.segments import LOOKAHEAD
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from flashvsr_core import training
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.kernels.block_attention import attend_torch
-from flashvsr_core.models.dit import KvRing
+from flashvsr_core.models.kv_ring import KvRing
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.registry import MODELS, DitSpec, LqSpec, ModelSpec, TcDecoderSpec
 from flashvsr_core.training import data
