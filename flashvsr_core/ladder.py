@@ -1,8 +1,8 @@
 """Ways to compute a picture, the best first, and the choice of the first that fits into memory.
 
-Tilings come in the order of what they do to pixels: the whole picture, few strips, more strips, tiles. Within a tiling
-stand the ways that change no pixel (parts to decode, offloading), the fastest first. So nothing that changes pixels is
-chosen while a way that does not would fit, however slow.
+Tilings come in the order of what they do to pixels: the whole picture, then tiles, large ones first. Within a tiling
+stand the ways that change no pixel (strips that see each other, parts to decode, offloading), the fastest first. So
+nothing that changes pixels is chosen while a way that does not would fit, however slow.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,13 @@ from flashvsr_core.geometry import WINDOW_PIXELS, Geometry, TileSize
 from flashvsr_core.memory import GIB, DeviceType, Estimate, estimate
 from flashvsr_core.offload import LEVELS, Offload, at_least
 from flashvsr_core.registry import ModelSpec
-from flashvsr_core.relief import Placement, half_tile
-from flashvsr_core.tiling import DEFAULT_OVERLAP, dit_tiles, tiles_of
+from flashvsr_core.relief import Placement, half_tile, strips_of
+from flashvsr_core.tiling import dit_tiles, tiles_of
 
-_STRIPS = (2, 3, 4, 6)
-_TILES = (1024, 768, 512, 384)  # measured one by one: tests/bench/tiling.md
-_DECODER_TILES = (1024, 512, 256)
+# Measured one by one: tests/bench/tiling.md. Larger ones are closer to the untiled picture, but most of their error
+# lies on the lines between them.
+_TILES = (768, 512, 384)
+_DECODER_TILES = (1024, 512, 384, 256)
 _MOST_AT_ONCE = 16  # tiles; more make no better use of a GPU
 _TRAVELLING = 1.05  # what a way whose past travels must gain; a guess
 _SHARES = 6  # steps in which keys and values go to the host
@@ -57,9 +58,10 @@ def ladder(
     """
     for tiling in _tilings(params, geometry):
         size, overlap = tiles_of(tiling)
+        strips = strips_of(dit_tiles(geometry, size, overlap)[0])
         ways = [
             Rung(tiling, placement, estimate(spec, tiling, geometry, device, placement, size, overlap, streams))
-            for placement in _placements(spec, compute, geometry, device)
+            for placement in _placements(spec, compute, geometry, device, strips)
         ]
         yield from sorted(ways, key=_cost)
 
@@ -125,29 +127,18 @@ def _tilings(params: UpscaleParams, geometry: Geometry) -> Iterator[UpscaleParam
         size, overlap = tiles_of(asked)
         yield replace(asked, tile_size=str(size), tile_overlap=overlap)
         return
-    seen = set()
-    for size in _sizes(geometry, DEFAULT_OVERLAP if params.tile_overlap == "auto" else params.tile_overlap):
+    for side in _TILES:
+        size = TileSize(side, side)
         overlap = tiles_of(replace(asked, tile_size=str(size)))[1]
-        if overlap > min(size.height, size.width) - WINDOW_PIXELS or size in seen:
+        if overlap > side - WINDOW_PIXELS:
             continue
-        seen.add(size)
         if params.tiled_dit == "on" or len(dit_tiles(geometry, size, overlap)) > 1:
             yield replace(asked, tile_size=str(size), tile_overlap=overlap)
 
 
-def _sizes(geometry: Geometry, overlap: int) -> Iterator[TileSize]:
-    """Strips that cut the longer side, where overlaps are shortest; then squares."""
-    height, width = geometry.padded_height, geometry.padded_width
-    for count in _STRIPS:
-        windows = -(-(max(height, width) + (count - 1) * overlap) // (count * WINDOW_PIXELS))
-        long = windows * WINDOW_PIXELS
-        if long >= 2 * overlap and min(long, height, width) >= 2 * WINDOW_PIXELS:
-            yield TileSize(height, long) if width >= height else TileSize(long, width)
-    for side in _TILES:
-        yield TileSize(side, side)
-
-
-def _placements(spec: ModelSpec, compute: ComputeParams, geometry: Geometry, device: DeviceType) -> Iterator[Placement]:
+def _placements(
+    spec: ModelSpec, compute: ComputeParams, geometry: Geometry, device: DeviceType, strips: list[int]
+) -> Iterator[Placement]:
     largest = max(geometry.padded_height, geometry.padded_width)
     sides = sorted({half_tile(geometry), *_DECODER_TILES}, reverse=True)
     tiles: list[int | None] = [side for side in sides if side < largest]
@@ -158,7 +149,7 @@ def _placements(spec: ModelSpec, compute: ComputeParams, geometry: Geometry, dev
     for level in _levels(compute, device):
         for tile in tiles:
             for resident in _residents(spec, compute, level):
-                yield Placement(level, tile, resident=resident)
+                yield from (Placement(level, tile, resident=resident, strips=count) for count in strips)
 
 
 def _residents(spec: ModelSpec, compute: ComputeParams, level: Offload) -> Iterator[int]:

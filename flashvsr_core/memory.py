@@ -17,6 +17,7 @@ from flashvsr_core.config import UpscaleParams
 from flashvsr_core.geometry import WINDOW_PIXELS, Geometry, TileSize
 from flashvsr_core.models.dit import Dit
 from flashvsr_core.models.lq_proj import LqProj
+from flashvsr_core.models.lq_proj import frames_at_once as projected_at_once
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.models.wan_vae import WanVaeDecoder
 from flashvsr_core.offload import at_least
@@ -32,9 +33,13 @@ GIB = 2**30
 _PIXELS_BYTES = 2**28
 _FEW_PIXELS_BYTES = 2**26
 _LAUNCHED = 0.02  # of the DiT's time that recording saves
+# Strips of so many windows take twice the time: 1.8 times with 17 windows, 4 times with 8, measured on an H200.
+_STRIP_WINDOWS = 15
 _FIRST_SLICES = 3  # token slices of a stream's first step
 _TOKENS_PER_PIXEL = 1 / WINDOW_PIXELS  # of one slice: 128 tokens for 128 x 128 pixels
 _PICTURE = 3 * 4  # bytes of one pixel of a float32 picture
+_HELD = 2  # tensors of all tokens that are held where blocks work on strips: the residual stream, and queries or norms
+_EMBEDDING = 3  # and while latents and the LQ projection's tokens become one
 _PATCHES = 2 * 9 * 4  # of the LQ projection in fp8: 2 frames' at once, of 3x3 pixels and 4 frames
 
 
@@ -108,30 +113,45 @@ def _stages(
     fitted, e, level, pixels = coefficients(device), sizes.element, placement.offload, sizes.pixels
     batch = min(placement.batch, sizes.tiles)
     hosted = at_least(level, "kv")
-    moving = 2 * batch * sizes.past // spec.dit.num_layers if hosted else 0  # of two blocks: at work and on its way
     cut = placement.decoder_tile is not None
     fetched = sizes.memory_per_pixel * sizes.region_pixels * fitted[f"{params.mode}_regions"]  # of the decoder's parts
     memory = 0.0 if hosted and cut else sizes.memory_per_pixel * sizes.regions_pixels
     source = (FIRST_READ + LOOKAHEAD) * _PICTURE * pixels
+    made_again = (source - 2 * LOOKAHEAD * _PICTURE * pixels) if placement.strips > 1 else 0
     always = sizes.other_weights + source + sizes.stays + (sizes.streams - 1) * _resting(sizes, placement)
     blocks = 2 * sizes.largest_block if level == "weights" else sizes.blocks
     at_once = min(FIRST_READ, frames_at_once(pixels, placement)) * _PICTURE * pixels
     out = STEP * 3 * 3 * e * pixels  # the first step's 24 frames
+    outs = fitted["outs_in_parts"] if cut else 2.0  # what parts make goes into the picture one by one
     resting = 0 if at_least(level, "dit") else sizes.blocks
     fast = _is_rounded(params, device)
-    activations = dit_activations(spec, sizes.tile_pixels, _FIRST_SLICES, e, device)
+    tokens = batch * sizes.tile_pixels * _TOKENS_PER_PIXEL * _FIRST_SLICES
+    tensor = int(tokens * spec.dit.dim * e)  # of all tokens of a stream's first step
+    layers = batch * dit_activations(spec, sizes.tile_pixels, _FIRST_SLICES, e, device)
     if fast:  # and what the feed-forward layers round
-        activations += int(_FIRST_SLICES * sizes.tile_pixels * _TOKENS_PER_PIXEL * spec.dit.ffn_dim)
+        layers += int(tokens * spec.dit.ffn_dim)
     patches = _PATCHES * spec.lq.hidden[0] / 256 * sizes.tile_pixels if fast else 0.0
     return {
         "enlarge": int(always + resting + memory + at_once * fitted["pixel_floats"] / 2),
         "lq": int(always + blocks + memory
-                  + batch * (fitted["lq_tensors"] * _lq_values(spec) * e * sizes.tile_pixels + patches)),
-        "dit": int(always + blocks + memory + moving + batch * activations),
-        "decoder": int(always + resting + (fetched if hosted and cut else memory) + 2 * out
+                  + max(tensor + fitted["lq_tensors"] * _lq_bytes(spec, sizes, batch) + batch * patches, 2 * tensor)),
+        "dit": int(always - made_again + blocks + memory + _dit_bytes(sizes, spec, placement, batch, tensor, layers)),
+        "decoder": int(always + resting + (fetched if hosted and cut else memory) + outs * out
                        + _decoder_values(spec, params, device) * e * sizes.region_pixels),
         "color": int(always + resting + memory + out + at_once * fitted["pixel_floats"]),
     }  # fmt: skip
+
+
+def _dit_bytes(sizes: Sizes, spec: ModelSpec, placement: Placement, batch: int, tensor: int, layers: int) -> int:
+    """What the DiT needs while it computes: `layers` for a stream's first step at once, whose tokens are a `tensor`
+    each time all of them are held; and keys and values of blocks that are not kept on the device."""
+    past = batch * sizes.past // spec.dit.num_layers if at_least(placement.offload, "kv") else 0
+    if placement.strips == 1:
+        return 2 * past + layers  # two blocks': at work and on its way
+    part = layers // (_FIRST_SLICES * placement.strips)
+    spilled = 2 * tensor if sizes.slots <= _FIRST_SLICES else 0  # keys and values of a first step that are not all kept
+    opening = max(past + _HELD * tensor + spilled + part, _EMBEDDING * tensor)
+    return max(opening, 2 * past + _HELD * tensor // _FIRST_SLICES + part)
 
 
 def _is_rounded(params: UpscaleParams, device: DeviceType) -> bool:
@@ -230,11 +250,13 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _lq_values(spec: ModelSpec) -> float:
-    """Numbers per pixel of the LQ projection's widest tensors in a stream's first step, of 24 frames and two past."""
+def _lq_bytes(spec: ModelSpec, sizes: Sizes, batch: int) -> float:
+    """What the LQ projection holds while its second convolution folds: patches, what the first made,
+    that with two past frames and padded, that folded (4 taps in time as channels), and the result."""
+    frames = projected_at_once(sizes.tile_pixels)
     first, second = (width / 256 for width in spec.lq.hidden)
-    patches = 3 * (2 * 14 + 12 * 4)  # padded, and folded: 4 taps in time as channels
-    return patches + first * (12 + 2 * 14 + 6 * 4) + 6 * second
+    values = 3 * frames + first * (frames / 2 + (frames / 2 + 2) + frames) + second * frames / 4
+    return batch * values * sizes.element * sizes.tile_pixels
 
 
 def _decoder_values(spec: ModelSpec, params: UpscaleParams, device: DeviceType) -> float:
@@ -295,6 +317,8 @@ def _seconds(sizes: Sizes, params: UpscaleParams, placement: Placement, device: 
     computed = sizes.tile_pixels * sizes.tiles
     rate = fitted["host_gb_per_second"] * 1e9
     dit = fitted["dit"] * computed / 1e9
+    if placement.strips > 1:
+        dit *= 1 + (_STRIP_WINDOWS * placement.strips * WINDOW_PIXELS**2 / sizes.tile_pixels) ** 2
     runs = -(-sizes.tiles // placement.batch)
     moved = (sizes.past * sizes.tiles - sizes.stays) * (sizes.slots - 1) / sizes.slots  # the newest goes the other way
     if at_least(placement.offload, "dit"):

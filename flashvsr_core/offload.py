@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flashvsr_core.models.dit import Block, Dit
-from flashvsr_core.models.kv_ring import KvRing, RingBuffers
+from flashvsr_core.models.kv_ring import KvRing, RingBuffers, span
 from flashvsr_core.transfer import pinned
 
 Offload = Literal["none", "dit", "kv", "weights"]
@@ -311,8 +311,7 @@ def _like(tensors: Slot, device: torch.device) -> Slot:
 def _slot(ring: KvRing, buffers: Slot, place: int) -> Slot:
     """Views of one slice's keys, values and pooled keys."""
     windows = buffers[0].shape[2] // ring.slots
-    k, v, pooled = (buffer[:, :, place * windows : (place + 1) * windows] for buffer in buffers)
-    return k, v, pooled
+    return span(buffers, place * windows, windows)
 
 
 def _join(tensors: list[Tensor]) -> Tensor:

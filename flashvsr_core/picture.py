@@ -3,7 +3,7 @@
 The whole picture is one tile of each kind: then nothing is cropped, blended or copied.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from flashvsr_core.geometry import Geometry, TileSize
-from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.models.attention import Sparsity
 from flashvsr_core.models.kv_ring import KvRing
 from flashvsr_core.offload import Offloader, at_least
-from flashvsr_core.stream import Network, StreamState, denoise, emitted_input, open_stream
+from flashvsr_core.stream import Network, StreamState, denoise, emitted_input, open_stream, project
 from flashvsr_core.tiling import LATENT_PIXELS, Blend, Tile, decoder_tiles, dit_tiles, tile_sparsity
 
 Memory = list[Tensor]
+Source = Callable[[], Tensor]
 Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
 
 
@@ -120,6 +121,7 @@ class Painter:
         self.tiles = dit_tiles(geometry, size, overlap)
         self.sparsity = tile_sparsity(sparsity, geometry, self.tiles[0], local_range)
         self.blend = Blend(self.tiles, offloader.device)
+        self.strips = 1  # see `Placement`
         # Any function can decode a whole picture (`Decode`); only our decoders know of parts.
         self._overwrites = getattr(net.decode, "front_memories", 0) > 0
 
@@ -139,19 +141,32 @@ class Painter:
         groups = [Group(part, open_stream(self.net, kv_ratio, first_frame)) for part in parts]
         return PictureState(groups, tiles, [None] * len(tiles))
 
-    def latents(self, state: PictureState, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """frames: 1 3 T H W, noise: 1 C F h w of the padded picture. Returns the input to emit and its latents."""
-        condition = emitted_input(state, frames)
+    def latents(self, state: PictureState, source: Source, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """source: makes frames 1 3 T H W, noise: 1 C F h w of the padded picture. Returns the input to emit and its
+        latents."""
+        frames = [source()]
+        # Where blocks work on strips, frames are made once more rather than kept beside them.
+        emitted = emitted_input(state.waiting, frames[0]) if self.strips == 1 else None
         self.offloader.prepare()
         latents = self.blend(self._each(state, frames, noise))
         self.offloader.clear()
+        condition, state.waiting = emitted or emitted_input(state.waiting, source())
         return condition, latents
 
-    def _each(self, state: PictureState, frames: Tensor, noise: Tensor) -> Iterator[tuple[tuple[Tile, ...], Tensor]]:
+    def _each(
+        self, state: PictureState, frames: list[Tensor], noise: Tensor
+    ) -> Iterator[tuple[tuple[Tile, ...], Tensor]]:
+        """frames: one tensor, which is taken out of the list when the last tiles have seen it."""
         for group in state.groups:
             self.offloader.settle(group.stream.rings)
-            part, drawn = _crops(frames, group.tiles, 1), _crops(noise, group.tiles, LATENT_PIXELS)
-            yield group.tiles, denoise(self.net, group.stream, part, drawn, self.sparsity, self.offloader)
+            tokens = project(self.net, group.stream, _crops(frames[0], group.tiles, 1))
+            if group is state.groups[-1]:
+                frames.clear()
+            drawn = _crops(noise, group.tiles, LATENT_PIXELS)
+            yield (
+                group.tiles,
+                denoise(self.net, group.stream, tokens, drawn, self.sparsity, self.offloader, self.strips),
+            )
 
     def decode(self, state: PictureState, latents: Tensor, condition: Tensor) -> Tensor:
         """Frames 1 3 T H W of the padded picture, not clamped."""

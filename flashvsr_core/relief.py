@@ -5,6 +5,7 @@ Only measures that change no pixel are taken here, each for the part of a step t
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -15,12 +16,16 @@ from flashvsr_core.errors import OutOfMemory
 from flashvsr_core.geometry import WINDOW_PIXELS, Geometry
 from flashvsr_core.offload import LEVELS, Offload, Offloader, at_least
 from flashvsr_core.picture import Group, Painter, PictureState, mark, restore
+from flashvsr_core.tiling import Tile
 
 log = logging.getLogger(__name__)
 
 Stage = Literal["enlarge", "noise", "dit", "decoder", "color"]
 Result = TypeVar("Result")
 _LEAST_TILE = 2 * WINDOW_PIXELS
+# With more, what all strips attend to is nearly all that is left.
+STRIPS = (1, 2, 4, 8)
+LEAST_WINDOWS = 32  # of a strip: with fewer, blocks take longer than what is saved is worth (tests/bench/memory.md)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class Placement:
     """Tiles of the DiT that are computed at once, at most."""
     resident: int = 0
     """Blocks of the DiT whose keys and values stay on the device although `offload` is "kv"."""
+    strips: int = 1
+    """Parts of a picture, or tile, that a block of the DiT works on one after the other. They see each other's keys and
+    values, so that they do not show."""
 
 
 class Relief:
@@ -42,6 +50,7 @@ class Relief:
     def __init__(self, painter: Painter, placement: Placement, frames_at_once: int) -> None:
         self.painter, self.placement, self.frames_at_once = painter, placement, frames_at_once
         self.taken: list[str] = []  # sentences, in order
+        painter.strips = placement.strips
 
     @property
     def offloader(self) -> Offloader:
@@ -76,6 +85,9 @@ class Relief:
         """What may be done, the mildest first."""
         if stage == "dit" and (most := state.at_once) > 1:
             yield f"{most // 2} tiles at once instead of {most}", lambda: self._halve(state, most // 2)
+        most = strips_of(self.painter.tiles[0])[-1]
+        if stage == "dit" and self.placement.strips < most:
+            yield f"blocks of the DiT work on {most} strips one by one", lambda: self._cut_blocks(most)
         if stage in ("enlarge", "color") and self.frames_at_once > 1:
             yield f"{self.frames_at_once // 2} frames at once", self._halve_frames
         if stage != "dit" and self.placement.offload == "none":
@@ -123,12 +135,22 @@ class Relief:
         self.offloader.set_level(level)
         self.placement = replace(self.placement, offload=level, resident=0)
 
+    def _cut_blocks(self, strips: int) -> None:
+        self.painter.strips = strips
+        self.placement = replace(self.placement, strips=strips)
+
     def _halve_frames(self) -> None:
         self.frames_at_once //= 2
 
     def _cut(self, state: PictureState, size: int) -> None:
         self.painter.cut_decoder(state, size)
         self.placement = replace(self.placement, decoder_tile=size)
+
+
+def strips_of(tile: Tile) -> list[int]:
+    """Numbers of strips that a picture, or a tile of it, may be worked on in."""
+    windows = math.prod(tile.windows)
+    return [strips for strips in STRIPS if strips == 1 or windows // strips >= LEAST_WINDOWS]
 
 
 def half_tile(geometry: Geometry) -> int:

@@ -16,7 +16,7 @@ from flashvsr_core.cuts import MarkedFrame
 from flashvsr_core.geometry import Geometry, TileSize
 from flashvsr_core.layout import Planes
 from flashvsr_core.noise import NoiseAhead
-from flashvsr_core.picture import Painter, PictureState
+from flashvsr_core.picture import Painter, PictureState, Source
 from flashvsr_core.pixels import Pack, crop
 from flashvsr_core.relief import Relief, Result, Stage
 from flashvsr_core.segments import FIRST_READ, GRID, STEP
@@ -140,8 +140,15 @@ class Run:
     def _computed(self, state: PictureState, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """`bare_step`, made again where memory runs out."""
         run, painter = self._run, self.relief.painter
-        with self.stage("enlarge"):
-            source = run("enlarge", state, lambda: enlarged(pixels, painter, self.relief.frames_at_once))
+
+        def made() -> Tensor:
+            return enlarged(pixels, painter, self.relief.frames_at_once)
+
+        source: Source = made
+        if painter.strips == 1:
+            with self.stage("enlarge"):
+                kept = run("enlarge", state, made)
+            source = lambda: kept  # noqa: E731
         with self.stage("model"):
             condition, latents = run("dit", state, lambda: painter.latents(state, source, noise))
             return run("decoder", state, lambda: painter.decode(state, latents, condition)), condition
@@ -211,8 +218,7 @@ def bare_step(
 ) -> tuple[Tensor, Tensor]:
     """One step from pixels T H W 3 on the device, `at_once` of which are enlarged at once. Returns the decoded frames,
     1 3 T H W of the padded picture, and the input they were made from."""
-    source = enlarged(pixels, painter, at_once)
-    condition, latents = painter.latents(state, source, noise)
+    condition, latents = painter.latents(state, lambda: enlarged(pixels, painter, at_once), noise)
     return painter.decode(state, latents, condition), condition
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flashvsr_core.models.dit import Around, Dit, DitConstants, Sparsity, nothing_around
+from flashvsr_core.models.attention import Sparsity
+from flashvsr_core.models.dit import Around, Dit, DitConstants, nothing_around
 from flashvsr_core.models.kv_ring import KvRing
 from flashvsr_core.models.lq_proj import LqProj
 from flashvsr_core.segments import LOOKAHEAD
@@ -59,31 +60,35 @@ def step(net: Network, state: StreamState, frames: Tensor, noise: Tensor, sparsi
     to their own dtype). noise: B C F h w of the step's latent frames, in the modules' dtype. Returns the emitted
     input frames and their decoded counterparts (B 3 T' H W, not clamped; T' = 21, then 8).
     """
-    condition = emitted_input(state, frames)
-    latents = denoise(net, state, frames, noise, sparsity)
+    condition, state.waiting = emitted_input(state.waiting, frames)
+    latents = denoise(net, state, project(net, state, frames), noise, sparsity)
     decoded, state.decoder = net.decode(latents, condition, state.decoder)
     return condition, decoded
 
 
-class Waiting(Protocol):
-    """State of whatever emits frames later than it reads them."""
+def emitted_input(waiting: Tensor | None, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """The input frames that a step emits, and those that wait for the next: emission lags reading by 4 frames."""
+    known = frames if waiting is None else torch.cat([waiting, frames], dim=2)
+    return known[:, :, :-LOOKAHEAD], known[:, :, -LOOKAHEAD:].clone()
 
-    waiting: Tensor | None
 
-
-def emitted_input(state: Waiting, frames: Tensor) -> Tensor:
-    """The input frames that this step emits: emission lags reading by 4 frames."""
-    known = frames if state.waiting is None else torch.cat([state.waiting, frames], dim=2)
-    state.waiting = known[:, :, -LOOKAHEAD:].clone()
-    return known[:, :, :-LOOKAHEAD]
+def project(net: Network, state: StreamState, frames: Tensor) -> list[Tensor]:
+    """LQ projection: the tokens of this step, in a list as `Dit.forward` wants it."""
+    tokens, state.lq = net.lq_proj(frames, state.lq)
+    return [tokens]
 
 
 def denoise(
-    net: Network, state: StreamState, frames: Tensor, noise: Tensor, sparsity: Sparsity, around: Around = nothing_around
+    net: Network,
+    state: StreamState,
+    tokens: list[Tensor],
+    noise: Tensor,
+    sparsity: Sparsity,
+    around: Around = nothing_around,
+    strips: int = 1,
 ) -> Tensor:
-    """LQ projection and the one denoising step: latents B C F h w of this step."""
-    tokens, state.lq = net.lq_proj(frames, state.lq)
+    """The one denoising step: latents B C F h w of this step. tokens: of `project`; strips: see `Dit.forward`."""
     first = state.next_latent if state.position is None else state.position
-    predicted = net.dit(noise, tokens, first, state.rings, net.constants, sparsity, around)
+    predicted = net.dit(noise, tokens, first, state.rings, net.constants, sparsity, around, strips)
     state.next_latent += noise.shape[2]
     return noise - predicted

@@ -17,10 +17,10 @@ from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import WINDOW_PIXELS, Geometry, TileSize
 from flashvsr_core.kernels.block_mask import local_window
-from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.models.attention import Sparsity
 
 LATENT_PIXELS = 8  # output pixels of one latent pixel
-DEFAULT_TILE = 1024
+DEFAULT_TILE = 768
 # Measured with the embedded model: tests/bench/tiling.md.
 DEFAULT_OVERLAP = 256
 # At a tile's edge that has no weight: one token, whose error is 1.4 times (tiles of 384) and 2.1 times (512) the tile's

@@ -19,7 +19,7 @@ from flashvsr_core.kernels.block_attention import attention_backend
 from flashvsr_core.kernels.block_mask import local_window, top_k
 from flashvsr_core.kernels.last_layers import RoundedKernels
 from flashvsr_core.layout import Planes
-from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.models.attention import Sparsity
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.offload import Offloader
 from flashvsr_core.pixels import Pack, rgb_packer

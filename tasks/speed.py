@@ -19,10 +19,11 @@ from tasks.storage import urls
 
 _SMALL = 64  # sides of the input picture that is measured on, pixels
 _NEWEST = 0.5  # weight of the newest run in what is remembered
-# The end of a run where nothing is remembered: starting its parts; megapixels a second of frames that are verified
-# around joins, that are looked at (measured on two cores with clips of 640x360 to 1920x1080: 12 to 16, since source and
-# result are read from key frames on), and that are only copied. What is remembered is a factor on all of it.
-_FIXED_TAIL, _VERIFIED, _LOOKED, _COPIED = 2.0, 80.0, 15.0, 2000.0
+# The end of a run where nothing is remembered: starting its parts (0.7 to 2.2 s on two cores, from day to
+# day and beside other work); megapixels a second of frames that are verified around joins, that are looked at
+# (measured on two cores with clips of 640x360 to 1920x1080: 12 to 16, since source and result are read from key frames
+# on), and that are only copied. What is remembered is a factor on all of it.
+_FIXED_TAIL, _VERIFIED, _LOOKED, _COPIED = 1.3, 80.0, 15.0, 2000.0
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
 

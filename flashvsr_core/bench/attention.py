@@ -16,7 +16,7 @@ from flashvsr_core.geometry import Geometry
 from flashvsr_core.kernels.backends import kernels
 from flashvsr_core.kernels.block_attention import BlockAttention, BlockList, attention_backend
 from flashvsr_core.kernels.block_mask import local_window, top_k
-from flashvsr_core.models.dit import WINDOW_TOKENS
+from flashvsr_core.kernels.token_ops import WINDOW_TOKENS
 from flashvsr_core.registry import DitSpec
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from flashvsr_core.bench.probe import Probe, recording, run
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.kernels.block_attention import BlockList
 from flashvsr_core.kernels.block_mask import select_blocks
-from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.models.attention import Sparsity
 from flashvsr_core.segments import FIRST_READ, STEP
 from flashvsr_core.upscaler import Upscaler
 from flashvsr_core.weights import Weights

@@ -16,7 +16,7 @@ from flashvsr_core.errors import FlashvsrError
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.kernels.block_attention import BlockList, Blocks, as_list
 from flashvsr_core.kernels.block_mask import select_blocks
-from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.models.attention import Sparsity
 from flashvsr_core.upscaler import Upscaler
 
 PARTS = ("fetch", "noise", "enlarge", "model", "color", "send")  # of a step, one after the other

@@ -20,7 +20,8 @@ from flashvsr_core.bench.inputs import input_size, random_clip
 from flashvsr_core.bench.probe import FIRST_STAGE, PARTS, Clock, Probe, recording, run
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.kernels.block_attention import BlockList, Blocks
-from flashvsr_core.models.dit import WINDOW_TOKENS, Sparsity
+from flashvsr_core.kernels.token_ops import WINDOW_TOKENS
+from flashvsr_core.models.attention import Sparsity
 from flashvsr_core.models.lq_proj import LqProj
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.segments import FIRST_EMIT, FIRST_READ, STEP

@@ -39,6 +39,16 @@ def as_list(mask: Tensor) -> BlockList:
 _PACKAGES = {"triton": "triton", "hopper": "triton", "int8": "triton", "sage": "sageattention>=1.0.6,<2"}
 BACKENDS = ("torch", *_PACKAGES)
 Blocks = Tensor | BlockList
+
+
+def of_queries(blocks: Blocks, start: int, count: int) -> Blocks:
+    """What `count` query windows from `start` on see."""
+    part = slice(start, start + count)
+    if isinstance(blocks, BlockList):
+        return BlockList(blocks.counts[:, :, part].contiguous(), blocks.indices[:, :, part].contiguous())
+    return blocks[:, :, part]
+
+
 BlockAttention = Callable[[Tensor, Tensor, Tensor, Any], Tensor]  # the last: Blocks of a kind that it knows
 
 

@@ -4,22 +4,22 @@ Tokens stay in window order (slices of 2 latent frames, then windows of 8x8 toke
 attention needs no permutation; everything else works token by token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from flashvsr_core.kernels.backends import REFERENCE, Kernels
-from flashvsr_core.kernels.block_attention import BlockAttention
+from flashvsr_core.kernels.backends import Kernels
 from flashvsr_core.kernels.fp8_linear import Fp8Linear, Rounded, Rounding
 from flashvsr_core.kernels.token_ops import WINDOW_TOKENS
+from flashvsr_core.models.attention import CrossAttention, Fp8Multiply, Fp8Projection, SelfAttention, Sparsity, Strip
 from flashvsr_core.models.kv_ring import KvRing
-from flashvsr_core.models.layers import RmsNorm, rope_angles, sinusoidal_embedding
+from flashvsr_core.models.layers import rope_angles, sinusoidal_embedding
 from flashvsr_core.registry import DitSpec
 
 WINDOW = (2, 8, 8)  # tokens of one attention window: latent frames, rows, columns
@@ -27,35 +27,6 @@ assert WINDOW[0] * WINDOW[1] * WINDOW[2] == WINDOW_TOKENS
 _TIMESTEP = 1000.0
 
 _AXES = dict(zip("arc", WINDOW))
-
-
-@dataclass(frozen=True)
-class Sparsity:
-    """How attention chooses blocks: local window matrix (n x n windows of a slice), top-k, and the backends."""
-
-    local: Tensor
-    topk: int
-    attend: BlockAttention
-    kernels: Kernels = REFERENCE
-
-
-Fp8Multiply = Callable[[Tensor, Fp8Linear, bool], Tensor]
-"""(x, layer, whether GELU comes first) -> the layer applied."""
-
-
-@dataclass(frozen=True)
-class Fp8Projection:
-    """A layer in fp8, what multiplies with it, and the same for what is rounded already."""
-
-    layer: Fp8Linear
-    multiply: Fp8Multiply
-    rounding: Rounding | None = None
-
-    def __call__(self, x: Tensor | Rounded, gelu: bool) -> Tensor:
-        if isinstance(x, Tensor):
-            return self.multiply(x, self.layer, gelu)
-        assert self.rounding is not None
-        return self.rounding.linear(x, self.layer)
 
 
 @dataclass(frozen=True)
@@ -72,74 +43,6 @@ Around = Callable[[int, list[KvRing]], AbstractContextManager[object]]
 
 def nothing_around(number: int, rings: list[KvRing]) -> AbstractContextManager[object]:
     return nullcontext()
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, spec: DitSpec) -> None:
-        super().__init__()
-        self.heads = spec.num_heads
-        self.q, self.k, self.v, self.o = (nn.Linear(spec.dim, spec.dim) for _ in range(4))
-        self.norm_q = RmsNorm(spec.dim, spec.eps)
-        self.norm_k = RmsNorm(spec.dim, spec.eps)
-        self.fused: tuple[Tensor, Tensor] | None = None
-        self.fp8: Fp8Projection | None = None
-
-    def fuse(self) -> None:
-        """Put the weights of q, k and v side by side, so that they are one product; keys and values stay as they are.
-
-        To be called when the weights are in place: loading others into the module afterwards would not be seen.
-        """
-        parts = (self.q, self.k, self.v)
-        self.join(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
-
-    def join(self, weight: Tensor, bias: Tensor) -> None:
-        """Let weight and bias of q, k and v be parts of these."""
-        self.fused = weight, bias
-        for part, *tensors in zip((self.q, self.k, self.v), weight.chunk(3), bias.chunk(3)):
-            part.weight, part.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in tensors)
-
-    def forward(self, x: Tensor | Rounded, rope: tuple[Tensor, Tensor], ring: KvRing, sparsity: Sparsity) -> Tensor:
-        kernels, windows = sparsity.kernels, sparsity.local.shape[0]
-        room = ring.room(windows) if kernels.in_place else None
-        weights = self.norm_q.weight, self.norm_k.weight
-        q, k, v, pooled_q = kernels.windows(*self._project(x), weights, rope, self.heads, self.norm_q.eps, room)
-        keys, values, pooled = ring.push(k, v, windows) if room is None else ring.advance(windows)
-        blocks = kernels.select(pooled_q, pooled, sparsity.local, sparsity.topk)
-        out = sparsity.attend(q, keys, values, blocks)
-        return self.o(rearrange(out, "b h w t d -> b (w t) (h d)"))
-
-    def _project(self, x: Tensor | Rounded) -> tuple[Tensor, ...]:
-        if self.fp8 is not None:
-            return self.fp8(x, False).chunk(3, dim=-1)
-        assert isinstance(x, Tensor)
-        if self.fused is None:
-            return self.q(x), self.k(x), self.v(x)
-        return F.linear(x, *self.fused).chunk(3, dim=-1)
-
-
-class CrossAttention(nn.Module):
-    """Attention to the fixed prompt; no RoPE, no mask."""
-
-    def __init__(self, spec: DitSpec) -> None:
-        super().__init__()
-        self.heads = spec.num_heads
-        self.q, self.k, self.v, self.o = (nn.Linear(spec.dim, spec.dim) for _ in range(4))
-        self.norm_q = RmsNorm(spec.dim, spec.eps)
-        self.norm_k = RmsNorm(spec.dim, spec.eps)
-        self.fp8: Fp8Projection | None = None
-
-    def prompt(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the embedded prompt (1 tokens C): each 1 heads tokens d."""
-        return self._heads(self.norm_k(self.k(context))), self._heads(self.v(context))
-
-    def forward(self, x: Tensor | Rounded, prompt: tuple[Tensor, Tensor], kernels: Kernels) -> Tensor:
-        projected = self.q(x) if self.fp8 is None else self.fp8(x, False)
-        q = self._heads(kernels.rms_norm(projected, self.norm_q.weight, self.norm_q.eps))
-        k, v = (t.expand(q.shape[0], -1, -1, -1) for t in prompt)
-        return self.o(rearrange(F.scaled_dot_product_attention(q, k, v), "b h s d -> b s (h d)"))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b s (h d) -> b h s d", h=self.heads)
 
 
 class Block(nn.Module):
@@ -226,14 +129,37 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | Rounded]:
         """x: the residual stream, y: x normalised and modulated for this block. Returns both for what follows, whose
         modulation is `following` (shift, scale): every residual sum is made together with the norm after it."""
-        kernels = sparsity.kernels
+        out = self.self_attn(y, rope, ring, sparsity)
+        return self._after_attention(x, out, modulation, following, prompt, sparsity.kernels)
+
+    def in_strips(
+        self,
+        strips: list[Strip],
+        modulation: Tensor,
+        following: tuple[Tensor, Tensor],
+        prompt: tuple[Tensor, Tensor],
+        ring: KvRing,
+        sparsity: Sparsity,
+    ) -> None:
+        """`forward` of a step in strips, which are changed."""
+        for strip, out in zip(strips, self.self_attn.in_strips(strips, ring, sparsity)):
+            strip.x, strip.y = self._after_attention(strip.x, out, modulation, following, prompt, sparsity.kernels)
+
+    def _after_attention(
+        self,
+        x: Tensor,
+        out: Tensor,
+        modulation: Tensor,
+        following: tuple[Tensor, Tensor],
+        prompt: tuple[Tensor, Tensor],
+        kernels: Kernels,
+    ) -> tuple[Tensor, Tensor | Rounded]:
         add_norm = kernels.add_norm if self.rounding is None else self.rounding.add_norm
         _, _, gate, ffn_shift, ffn_scale, ffn_gate = modulation
-        out = self.self_attn(y, rope, ring, sparsity)
-        x, out = add_norm(x, out, gate, self.norm3.weight, self.norm3.bias, self.eps, 0.0)
-        out = self.cross_attn(out, prompt, kernels)
-        x, y = add_norm(x, out, None, ffn_scale, ffn_shift, self.eps, 1.0)
-        out = self._feed_forward(y, kernels)
+        x, normed = add_norm(x, out, gate, self.norm3.weight, self.norm3.bias, self.eps, 0.0)
+        out = self.cross_attn(normed, prompt, kernels)
+        x, normed = add_norm(x, out, None, ffn_scale, ffn_shift, self.eps, 1.0)
+        out = self._feed_forward(normed, kernels)
         shift, scale = following
         return (kernels.add_norm if self.last else add_norm)(x, out, ffn_gate, scale, shift, self.eps, 1.0)
 
@@ -289,40 +215,64 @@ class Dit(nn.Module):
     def forward(
         self,
         latents: Tensor,
-        lq_tokens: Tensor,
+        lq_tokens: list[Tensor],
         first_latent: int | Tensor,
         rings: list[KvRing],
         constants: DitConstants,
         sparsity: Sparsity,
         around: Around = nothing_around,
+        strips: int = 1,
     ) -> Tensor:
-        """latents: B C F h w, F even; lq_tokens: B (F h/2 w/2) dim; first_latent: absolute index of latent frame 0, as
-        a number or an integer tensor of no dimensions on the device.
+        """latents: B C F h w, F even; lq_tokens: B (F h/2 w/2) dim, taken out of the list, so that nobody holds it any
+        longer; first_latent: absolute index of latent frame 0, as a number or an integer tensor of no dimensions on the
+        device.
 
-        around: entered around each block's work (see `Offloader`).
+        around: entered around each block's work (see `Offloader`). strips: parts of each slice that a block works on
+        one after the other, which takes less memory; 1: the whole step at once.
         """
-        x = self.patch_embedding(latents)
-        grid = dict(zip("fhw", (size // window for size, window in zip(x.shape[2:], WINDOW))))
-        x = rearrange(x, "b d (f a) (h r) (w c) -> b (f h w a r c) d", **_AXES)
-        x = x + rearrange(
-            lq_tokens, "b (f a h r w c) d -> b (f h w a r c) d", **grid, **_AXES
-        )  # fmt: skip
+        patch = dict(zip("xyz", self.spec.patch_size))
+        tokens = (size // side for size, side in zip(latents.shape[2:], patch.values()))
+        grid = dict(zip("fhw", (count // window for count, window in zip(tokens, WINDOW))))
+        x = rearrange(lq_tokens.pop(), "b (f a h r w c) d -> b (f h w a r c) d", **grid, **_AXES)
+        x = x + rearrange(self.patch_embedding(latents), "b d (f a) (h r) (w c) -> b (f h w a r c) d", **_AXES)
         rope = _rope(self.spec.head_dim, grid, first_latent, x.device)
         modulations = list(constants.modulation)
         followings = [*((m[0], m[1]) for m in modulations[1:]), tuple(constants.head)]
         shift, scale, *_ = modulations[0]
-        rounding = cast(Block, self.blocks[0]).rounding
+        blocks = cast(list[Block], list(self.blocks))
+        rounding = blocks[0].rounding
         norm = sparsity.kernels.norm if rounding is None else rounding.norm
-        y: Tensor | Rounded = norm(x, scale, shift, self.spec.eps, 1.0)
-        each = enumerate(zip(self.blocks, modulations, followings, constants.cross, rings))
-        for number, (block, modulation, following, prompt, ring) in each:
-            with around(number, rings):
-                x, y = block(x, y, modulation, following, prompt, rope, ring, sparsity)
-        x = self.head.head(y)
-        patch = dict(zip("xyz", self.spec.patch_size))
+
+        def normed(x: Tensor) -> Tensor | Rounded:
+            return norm(x, scale, shift, self.spec.eps, 1.0)
+
+        each = enumerate(zip(blocks, modulations, followings, constants.cross, rings))
+        if strips > 1:
+            parts = [Strip(part, normed(part), turns) for part, turns in _cut(x, rope, strips * grid["f"])]
+            del x, rope
+            for number, (block, modulation, following, prompt, ring) in each:
+                with around(number, rings):
+                    block.in_strips(parts, modulation, following, prompt, ring, sparsity)
+            x = torch.cat([self.head.head(part.take()) for part in parts], dim=1)
+        else:
+            y = normed(x)
+            for number, (block, modulation, following, prompt, ring) in each:
+                with around(number, rings):
+                    x, y = block(x, y, modulation, following, prompt, rope, ring, sparsity)
+            x = self.head.head(y)
         return rearrange(
             x, "b (f h w a r c) (x y z d) -> b d (f a x) (h r y) (w c z)", **grid, **_AXES, **patch
         )  # fmt: skip
+
+
+def _cut(x: Tensor, rope: tuple[Tensor, Tensor], count: int) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+    """Up to `count` about equal parts of the windows of x, B S C, and their rotations; copies, so that each can be
+    freed by itself."""
+    windows = x.shape[1] // WINDOW_TOKENS
+    starts = sorted({i * windows // count * WINDOW_TOKENS for i in range(count + 1)})
+    cos, sin = rope
+    for part in (slice(*ends) for ends in pairwise(starts)):
+        yield x[:, part].clone(), (cos[part], sin[part])
 
 
 def _rope(

@@ -4,9 +4,16 @@ import torch
 from torch import Tensor
 
 from flashvsr_core.kernels.block_mask import pool
+from flashvsr_core.kernels.token_ops import WINDOW_TOKENS
 
 RingBuffers = tuple[Tensor, Tensor, Tensor]
 """Keys, values and pooled keys of all slots of a ring."""
+
+
+def span(buffers: RingBuffers, start: int, count: int) -> RingBuffers:
+    """Views of `count` windows from `start` on."""
+    k, v, pooled = (buffer[:, :, start : start + count] for buffer in buffers)
+    return k, v, pooled
 
 
 class KvRing:
@@ -40,17 +47,34 @@ class KvRing:
         """Where the next slice's keys, values and pooled keys go; None in a stream's first step."""
         if self.buffers is None:
             return None
-        start = self.next * windows
-        k, v, pooled = (buffer[:, :, start : start + windows] for buffer in self.buffers)
+        return span(self.buffers, self.next * windows, windows)
+
+    def first_room(self, count: int, windows: int, heads: int, like: Tensor) -> RingBuffers:
+        """Where a stream's first step may write its `count` windows, then to be told to `begin`: in the ring itself
+        where all of them are remembered. like: B _ (heads d), of their type."""
+        batch, _, channels = like.shape
+        vectors = like.new_empty((batch, heads, 0, WINDOW_TOKENS, channels // heads))
+        new = vectors, vectors, vectors.new_empty((batch, heads, 0, channels // heads), dtype=torch.float32)
+        if count // windows < self.slots:
+            self.buffers, self.spare = self._fitting(new, windows), None
+            return span(self.buffers, 0, count)
+        k, v, pooled = (tensor.new_empty((batch, heads, count, *tensor.shape[3:])) for tensor in new)
         return k, v, pooled
+
+    def begin(self, written: RingBuffers, windows: int) -> RingBuffers:
+        """A stream's first step was written into what `first_room` gave; returns what is visible: all of it."""
+        slices = written[0].shape[2] // windows
+        if self.buffers is None:
+            self._open(written, slices, windows)
+        else:
+            self.filled, self.next = slices, slices % self.slots
+        return written
 
     def advance(self, windows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Count the slice that was written into `room`; return all visible keys, values and pooled keys."""
         assert self.buffers is not None
         self.count()
-        visible = self.filled * windows
-        keys, values, pooled = (buffer[:, :, :visible] for buffer in self.buffers)
-        return keys, values, pooled
+        return span(self.buffers, 0, self.filled * windows)
 
     def count(self) -> None:
         """One more slice was written."""

@@ -12,6 +12,7 @@ from flashvsr_core.kernels.fp8_linear import Fp8Linear
 from flashvsr_core.kernels.fp8_patches import Unfold, layer_of, scale_of
 from flashvsr_core.models.layers import ChannelRmsNorm
 from flashvsr_core.registry import LqSpec
+from flashvsr_core.segments import STEP
 
 CLIP = 4  # frames that become one token slice
 _PAST = 2  # frames of its past that each convolution sees
@@ -19,10 +20,17 @@ _PATCH = 16  # pixels of one token
 # Channels, and tokens of a frame (512x512 pixels), from which on a product in fp8 pays; with few of both, cuBLASLt has
 # none for patches as long as these (CUBLAS_STATUS_NOT_SUPPORTED for 64 rows x 27648 x 96).
 FP8_LEAST = 1024
+_LARGE = 2**22  # pixels
 _AT_ONCE = 2  # frames whose patches are unfolded at once: 36 times as large as they are in fp8
 
 Multiply = Callable[[Tensor, Tensor, Fp8Linear], Tensor]
 """(fp8 rows, float32 scale of each, layer) -> the layer applied."""
+
+
+def frames_at_once(pixels: int) -> int:
+    """Frames of so many pixels that are projected at once: a stream's first step needs no more memory than those after
+    it, and large pictures need less still, for which no step is too small to be computed well."""
+    return STEP if pixels <= _LARGE else CLIP
 
 
 @dataclass(frozen=True)
@@ -80,10 +88,17 @@ class LqProj(nn.Module):
 
         Returns tokens B (n h w) C and the caches for the next call: two frames of each convolution's input.
         """
-        frames = frames.to(self.conv1.weight.dtype)
+        dtype = self.conv1.weight.dtype
         if caches is None:
-            caches = self._open(frames[:, :, :1])
+            caches = self._open(frames[:, :, :1].to(dtype))
             frames = frames[:, :, 1:]
+        found = []
+        for part in frames.split(frames_at_once(frames.shape[-2] * frames.shape[-1]), dim=2):
+            tokens, caches = self._project(part.to(dtype), caches)
+            found.append(tokens)
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1), caches
+
+    def _project(self, frames: Tensor, caches: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         x = _unshuffle(frames)
         y = F.silu(self.norm1(self._convolve(self.conv1, x, caches[0], clip=CLIP)))
         z = F.silu(self.norm2(self._convolve(self.conv2, y, caches[1], clip=CLIP // 2)))

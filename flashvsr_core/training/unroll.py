@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashvsr_core.kernels.block_mask import local_window
-from flashvsr_core.models.dit import WINDOW_TOKENS, Dit, Sparsity
+from flashvsr_core.kernels.token_ops import WINDOW_TOKENS
+from flashvsr_core.models.attention import Sparsity
+from flashvsr_core.models.dit import Dit
 from flashvsr_core.models.kv_ring import KvRing
 from flashvsr_core.models.lq_proj import LqProj
 from flashvsr_core.models.tcdecoder import TcDecoder

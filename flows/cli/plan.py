@@ -115,6 +115,7 @@ def _memory(plan: "JobPlan") -> dict[str, Any]:
         "decoder_tile": placement.decoder_tile,
         "offload": placement.offload,
         "resident": placement.resident,
+        "strips": placement.strips,
         "device_is_host": plan.device_type == "cpu",
     }
 
@@ -123,6 +124,8 @@ def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
     tiles = (
         f"tiles of {memory['tile_size']} overlapping by {memory['tile_overlap']}" if memory["tile_size"] else "untiled"
     )
+    if memory["strips"] > 1:
+        tiles += f", in {memory['strips']} strips that see each other"
     parts = f"decoded in parts of {memory['decoder_tile']}" if memory["decoder_tile"] else "decoded whole"
     offload = memory["offload"] + (f" but for {memory['resident']} blocks" if memory["resident"] else "")
     way = f"{tiles}, {parts}, offload {offload}, {memory['slowdown']:.2f} x the time of the untiled picture"

@@ -70,6 +70,7 @@ class Case:
     resident: int = 0
     steps: int = 8
     profile: Profile = "exact"
+    strips: int = 1
 
     @property
     def name(self) -> str:
@@ -79,7 +80,7 @@ class Case:
             return f"{size}, limit {self.limit_gib:g}"
         return f"{size}, tile {self.tile or 'none'}/{self.overlap if self.tile else 0} at once {self.batch}, " + (
             f"offload {self.offload}{f' but for {self.resident}' if self.resident else ''}, "
-            f"decode {self.decoder_tile or 'whole'}"
+            f"decode {self.decoder_tile or 'whole'}{f', {self.strips} strips' if self.strips > 1 else ''}"
         )
 
     @property
@@ -109,7 +110,10 @@ def gpu_cases() -> list[Case]:
     fast += [Case("v1.1", "full", 352, 192, 4, profile="fast")]
     fast += [Case(*small, offload=level, profile="fast") for level in ("dit", "kv", "weights")]
     fast += [Case("v1.1", "tiny", 480, 270, 4, tile="1024", profile="fast")]
-    return cards + plain + levels + tiles + fast
+    cut = [Case(*small, offload=level, strips=n) for level, n in (("none", 4), ("weights", 2), ("weights", 8))]
+    cut += [Case("v1.1", "tiny", 640, 384, 4, offload=o, decoder_tile=512, strips=4) for o in ("kv", "weights")]
+    cut += [Case("v1.1", "tiny", 640, 384, 4, offload="weights", decoder_tile=256, strips=8, profile="fast")]
+    return cards + plain + levels + tiles + fast + cut
 
 
 def cpu_cases() -> list[Case]:
@@ -127,7 +131,7 @@ def measure(case: Case, kind: DeviceType) -> str:
     weights = _weights(spec, case.mode, kind)
     asked = replace(params, tiled_dit="auto")
     if case.limit_gib is None:
-        placement = Placement(case.offload, case.decoder_tile, case.batch, case.resident)
+        placement = Placement(case.offload, case.decoder_tile, case.batch, case.resident, case.strips)
         rung = Rung(params, placement, estimate(spec, params, geometry, kind, placement, *tiles_of(params)))
     else:
         rung = choose(spec, asked, ComputeParams(), geometry, kind, int(case.limit_gib * GIB))
@@ -212,10 +216,11 @@ def foreseen(case: Case, way: str) -> int:
     geometry = Geometry(case.width, case.height, case.scale)
     if (tile := re.search(r"tiles (\w+)", way)) is not None:
         params = replace(params, tiled_dit="on", tile_size=tile[1], tile_overlap=case.overlap)
-    found = re.search(r"offload='(\w+)', decoder_tile=(\w+), batch=(\d+)(?:, resident=(\d+))?", way)
+    found = re.search(r"offload='(\w+)', decoder_tile=(\w+), batch=(\d+)(?:, resident=(\d+))?(?:, strips=(\d+))?", way)
     assert found is not None, way
-    level, side, batch, resident = found.groups(default="0")
-    placement = Placement(level, None if side == "None" else int(side), int(batch), int(resident))  # type: ignore[arg-type]
+    level, side, *counts, strips = found.groups()
+    batch, resident = (int(count or 0) for count in counts)
+    placement = Placement(level, None if side == "None" else int(side), batch, resident, int(strips or 1))  # type: ignore[arg-type]
     return estimate(spec, params, geometry, "cuda", placement, *tiles_of(params)).device_bytes
 
 

@@ -149,7 +149,7 @@ def enlarged(upscaler: Upscaler, frames: np.ndarray, tile: TileSize | None, over
     source = pad(enlarge(torch.from_numpy(frames), geometry), geometry).transpose(0, 1)[None]
     size = (geometry.padded_height // LATENT_PIXELS, geometry.padded_width // LATENT_PIXELS)
     noise = step_noise(PARAMS.seed, 0, latents_of(len(frames), True), (upscaler.spec.dit.in_dim, *size))
-    condition, latents = painter.latents(state, source, noise)
+    condition, latents = painter.latents(state, lambda: source, noise)
     picture = crop(painter.decode(state, latents, condition)[0].transpose(0, 1), geometry)
     return np.asarray(rgb_packer(8)(picture))
 

@@ -11,7 +11,7 @@ from flashvsr_core.bench.inputs import random_weights
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import FlashvsrError
 from flashvsr_core.kernels.block_attention import BlockList
-from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.models.attention import Sparsity
 from flashvsr_core.upscaler import Upscaler
 from flashvsr_core.weights import Weights
 from tests.core.formula import SMALL, formula_weights

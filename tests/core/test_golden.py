@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from flashvsr_core import color
 from flashvsr_core.kernels.block_attention import attention_backend
 from flashvsr_core.kernels.block_mask import local_window, pool, select_blocks
-from flashvsr_core.models.dit import Dit, Sparsity
+from flashvsr_core.models.attention import Sparsity
+from flashvsr_core.models.dit import Dit
 from flashvsr_core.models.lq_proj import LqProj
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.models.wan_vae import WanVaeDecoder
 from flashvsr_core.registry import DitSpec, LqSpec, TcDecoderSpec, VaeSpec
-from flashvsr_core.stream import Network, denoise, emitted_input, open_stream
+from flashvsr_core.stream import Network, denoise, emitted_input, open_stream, project
 from tests.core.formula import draw, fill, relative_error, video
 
 TOLERANCE = 5e-6
@@ -83,9 +84,9 @@ def run(request: pytest.FixtureRequest, golden: GoldenSet) -> dict[str, Any]:
             count, latents = (25, 6) if read == 0 else (8, 2)
             chunk = frames[:, :, read : read + count]
             result["lq"].append(net.lq_proj(chunk, state.lq)[0])
-            condition = emitted_input(state, chunk)
+            condition, state.waiting = emitted_input(state.waiting, chunk)
             part = noise[:, :, latent : latent + latents]
-            result["latents"].append(denoise(net, state, chunk, part, golden.sparsity()))
+            result["latents"].append(denoise(net, state, project(net, state, chunk), part, golden.sparsity()))
             decoded, state.decoder = net.decode(result["latents"][-1], condition, state.decoder)
             result["conditions"].append(condition)
             result["frames"].append(decoded)

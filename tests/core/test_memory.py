@@ -9,9 +9,10 @@ from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import Geometry
 from flashvsr_core.ladder import Rung, after, choose, ladder
 from flashvsr_core.memory import GIB, estimate
+from flashvsr_core.offload import Offload
 from flashvsr_core.registry import model_spec
-from flashvsr_core.relief import Placement
-from flashvsr_core.tiling import dit_tiles, tiles_of
+from flashvsr_core.relief import STRIPS, Placement
+from flashvsr_core.tiling import tiles_of
 
 SPEC = model_spec("v1.1")
 PARAMS = UpscaleParams(model="v1.1", precision="bf16", attention="triton")
@@ -117,14 +118,36 @@ def test_exact_ways_come_before_tiles_and_the_fastest_of_them_first() -> None:
     assert tight.placement != Placement()
 
 
-def test_small_cards_get_strips_then_tiles() -> None:
-    counts = []
-    for gib in (80, 24, 16, 12, 8):
-        rung = chosen(gib)
-        counts.append(len(dit_tiles(UHD, *tiles_of(rung.params))))
-    assert counts == sorted(counts)
-    assert counts[0] == 1
-    assert counts[-1] > 1
+def test_small_cards_get_strips_that_see_each_other() -> None:
+    """3840x2160 needs no tiles on a card of 8 GiB."""
+    ways = [chosen(gib) for gib in (80, 24, 16, 12, 8)]
+    assert {way.params.tiled_dit for way in ways} == {"off"}
+    strips = [way.placement.strips for way in ways]
+    assert strips == sorted(strips)
+    assert strips[0] == 1 < strips[-1]
+
+
+def test_strips_are_not_narrow() -> None:
+    """768x1408 has 66 windows, a tile of 768 has 36."""
+    found = {rung.placement.strips for rung in ladder(SPEC, PARAMS, COMPUTE, SMALL, "cuda")}
+    assert found == {1, 2}
+    tiled = {rung.placement.strips for rung in ladder(SPEC, replace(PARAMS, tiled_dit="on"), COMPUTE, UHD, "cuda")}
+    assert tiled == {1}
+
+
+@pytest.mark.parametrize("level", ["kv", "weights"])
+def test_strips_take_less_the_more_there_are(level: Offload) -> None:
+    dit = [dict(estimate(SPEC, PARAMS, UHD, "cuda", Placement(level, 512, strips=n), None, 0).stages)["dit"]
+           for n in STRIPS]  # fmt: skip
+    assert dit == sorted(dit, reverse=True)
+    assert dit[0] - dit[1] > 10 * (dit[2] - dit[3]) > 0
+
+
+def test_what_is_chosen_by_itself_has_no_seams() -> None:
+    """tests/bench/tiling.md: with tiles larger than 768 most of what differs from the untiled picture lies on lines."""
+    for params in (PARAMS, replace(PARAMS, tiled_dit="on")):
+        sizes = {tiles_of(rung.params)[0] for rung in ladder(SPEC, params, COMPUTE, UHD, "cuda")} - {None}
+        assert {max(size.height, size.width) for size in sizes if size} == {768, 512, 384}
 
 
 def test_too_little_for_anything_is_refused_with_the_smallest_limit_that_works() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from flashvsr_core import memory, run
+from flashvsr_core import memory, relief, run
 from flashvsr_core.bench.inputs import random_clip, random_weights
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.errors import OutOfMemory
@@ -163,6 +163,61 @@ def test_every_group_of_tiles_begins_with_the_first_block(deep: Weights, level: 
     assert np.array_equal(stream(upscaler, frames), whole)
 
 
+@pytest.mark.parametrize("kv_ratio", [1, 3])
+@pytest.mark.parametrize("placement", [Placement(strips=2), Placement("kv", strips=4), Placement("weights", strips=8)])
+def test_strips_change_nothing(deep: Weights, placement: Placement, kv_ratio: int) -> None:
+    """Two windows high, three wide; with kv_ratio 1 a stream's first step makes more than is remembered."""
+    upscaler = Upscaler.load(deep, replace(PARAMS, kv_ratio=kv_ratio))
+    frames = moving_clip(FRAMES + 8, 64, 96)
+    whole = stream(upscaler, frames)
+    upscaler.place(placement)
+    windows: list[int] = []
+    upscaler.net.dit.blocks[1].cross_attn.register_forward_hook(  # type: ignore[union-attr, operator]
+        lambda _, args, __: windows.append(args[0].shape[1] // 128)
+    )
+    assert np.array_equal(stream(upscaler, frames), whole)
+    assert sum(windows) == (3 + 1 + 1) * 6
+    assert max(windows) == {2: 3, 4: 2, 8: 1}[placement.strips]
+
+
+@pytest.mark.parametrize("level", ["none", "kv"])
+def test_blocks_work_on_strips_where_memory_runs_out(
+    deep: Weights, monkeypatch: pytest.MonkeyPatch, level: Offload
+) -> None:
+    """In the second step; frames are then made once more, after the DiT."""
+    upscaler, frames = Upscaler.load(deep, PARAMS), moving_clip(FRAMES + 8, 64, 96)
+    whole = stream(upscaler, frames)
+    monkeypatch.setattr(relief, "LEAST_WINDOWS", 1)
+    upscaler.place(Placement(level))
+    told: list[str] = []
+    with failing(upscaler, "dit", (2,)):
+        assert np.array_equal(stream(upscaler, frames, told), whole)
+    assert "work on 4 strips" in told[0]
+    assert upscaler.placement == Placement(level, strips=4)
+    made: list[int] = []
+    enlarged = run.enlarged
+    monkeypatch.setattr(run, "enlarged", lambda *args: made.append(len(args[0])) or enlarged(*args))
+    assert np.array_equal(stream(upscaler, frames), whole)
+    assert made == [25, 25, 8, 8, 8, 8]
+
+
+def test_strips_of_several_tiles_at_once(deep: Weights) -> None:
+    frames = moving_clip(FRAMES, 32, 128)
+    upscaler = Upscaler.load(deep, TILED)
+    upscaler.place(Placement(batch=2))
+    whole = stream(upscaler, frames)
+    upscaler.place(Placement(batch=2, strips=2))
+    assert np.array_equal(stream(upscaler, frames), whole)
+
+
+def test_strips_in_fp8(deep: Weights, clip: np.ndarray) -> None:
+    upscaler = Upscaler.load(deep, PARAMS)
+    upscaler.net.dit.quantise(linear_torch, ROUNDING)
+    whole = stream(upscaler, clip)
+    upscaler.place(Placement("kv", strips=2))
+    assert np.array_equal(stream(upscaler, clip), whole)
+
+
 @pytest.mark.gpu
 def test_copies_beside_the_computation_change_nothing_at_full_size() -> None:
     """Blocks take milliseconds here, and so do their copies: what overtook another would be seen in the picture."""
@@ -173,6 +228,9 @@ def test_copies_beside_the_computation_change_nothing_at_full_size() -> None:
     for placement in (Placement("kv"), Placement("kv", resident=10), Placement("weights"), Placement("dit")):
         upscaler.place(placement)
         assert np.array_equal(stream(upscaler, clip), whole), placement
+    for placement in (Placement(strips=2), Placement("kv", strips=8), Placement("weights", strips=4)):
+        upscaler.place(placement)  # products of fewer rows may be summed in another order
+        assert np.abs(stream(upscaler, clip).astype(int) - whole).mean() < 0.1, placement
 
 
 @pytest.mark.parametrize("calls", [(2,), (1, 2)])
@@ -228,7 +286,7 @@ def failing(upscaler: Upscaler, stage: str, calls: tuple[int, ...]) -> Iterator[
         "enlarge": (run, "enlarged"),
         "noise": (run.NoiseAhead, "take"),
         "lq": (net.lq_proj, "forward"),
-        "dit": (net.dit.blocks[1], "forward"),
+        "dit": (net.dit.blocks[1].cross_attn, "forward"),
         "decoder": (net.decode, "forward"),
         "color": (run.CORRECTIONS, "adain"),
         "send": (run, "send"),
@@ -302,7 +360,10 @@ def test_of_two_streams_side_by_side_one_does_not_undo_what_the_other_did(
 
 def test_where_nothing_is_left_the_error_says_so(weights: Weights, clip: np.ndarray) -> None:
     upscaler = Upscaler.load(weights, PARAMS)
-    with failing(upscaler, "dit", (1, 2, 3)), pytest.raises(OutOfMemory, match=r"out of memory in dit .*--tile-size"):
+    with (
+        failing(upscaler, "dit", (1, 2, 3, 4)),
+        pytest.raises(OutOfMemory, match=r"out of memory in dit .*--tile-size"),
+    ):
         stream(upscaler, clip[:1])
 
 

@@ -17,7 +17,7 @@ from flashvsr_core import run
 from flashvsr_core.bench.inputs import random_clip
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.geometry import Geometry
-from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.models.attention import Sparsity
 from flashvsr_core.relief import Placement
 from flashvsr_core.steady import Steady
 from flashvsr_core.upscaler import Upscaler

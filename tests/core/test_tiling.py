@@ -13,7 +13,7 @@ from flashvsr_core.errors import UserError
 from flashvsr_core.geometry import Geometry, TileSize
 from flashvsr_core.kernels.block_attention import attend_torch
 from flashvsr_core.kernels.block_mask import local_window
-from flashvsr_core.models.dit import Sparsity
+from flashvsr_core.models.attention import Sparsity
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.models.wan_vae import WanVaeDecoder
 from flashvsr_core.registry import TcDecoderSpec, VaeSpec, model_spec
@@ -176,4 +176,4 @@ def test_decoding_in_parts_does_not_change_the_picture(weights: Weights, clip: n
 
 def test_every_resolved_size_is_named() -> None:
     resolved = Upscaler.load(formula_weights(LEAST), replace(PARAMS, tiled_dit="on")).params
-    assert (resolved.tile_size, resolved.tile_overlap) == ("1024x1024", 256)
+    assert (resolved.tile_size, resolved.tile_overlap) == ("768x768", 256)
