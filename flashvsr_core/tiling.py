@@ -20,7 +20,7 @@ from flashvsr_core.kernels.block_mask import local_window
 from flashvsr_core.models.attention import Sparsity
 
 LATENT_PIXELS = 8  # output pixels of one latent pixel
-DEFAULT_TILE = 768
+DEFAULT_TILE = 640
 # Measured with the embedded model: tests/bench/tiling.md.
 DEFAULT_OVERLAP = 256
 # At a tile's edge that has no weight: one token, whose error is 1.4 times (tiles of 384) and 2.1 times (512) the tile's

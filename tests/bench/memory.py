@@ -113,6 +113,7 @@ def gpu_cases() -> list[Case]:
     cut = [Case(*small, offload=level, strips=n) for level, n in (("none", 4), ("weights", 2), ("weights", 8))]
     cut += [Case("v1.1", "tiny", 640, 384, 4, offload=o, decoder_tile=512, strips=4) for o in ("kv", "weights")]
     cut += [Case("v1.1", "tiny", 640, 384, 4, offload="weights", decoder_tile=256, strips=8, profile="fast")]
+    cut += [Case(*uhd, offload="weights", decoder_tile=384, strips=2, steps=5)]
     return cards + plain + levels + tiles + fast + cut
 
 
@@ -120,6 +121,7 @@ def cpu_cases() -> list[Case]:
     nano = ("nano", "tiny")
     cases = [Case(*nano, w, h, 4, steps=1) for w, h in ((64, 64), (192, 108), (320, 192))]
     cases += [Case(*nano, 320, 192, 4, decoder_tile=256, steps=1)]
+    cases += [Case(*nano, 480, 270, 4, strips=n, steps=1) for n in (1, 4)]
     return [*cases, Case(*nano, 320, 192, 4, tile="512", overlap=128, decoder_tile=256, steps=1)]
 
 

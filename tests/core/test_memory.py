@@ -128,7 +128,7 @@ def test_small_cards_get_strips_that_see_each_other() -> None:
 
 
 def test_strips_are_not_narrow() -> None:
-    """768x1408 has 66 windows, a tile of 768 has 36."""
+    """768x1408 has 66 windows, a tile of 640 has 25."""
     found = {rung.placement.strips for rung in ladder(SPEC, PARAMS, COMPUTE, SMALL, "cuda")}
     assert found == {1, 2}
     tiled = {rung.placement.strips for rung in ladder(SPEC, replace(PARAMS, tiled_dit="on"), COMPUTE, UHD, "cuda")}
@@ -144,10 +144,10 @@ def test_strips_take_less_the_more_there_are(level: Offload) -> None:
 
 
 def test_what_is_chosen_by_itself_has_no_seams() -> None:
-    """tests/bench/tiling.md: with tiles larger than 768 most of what differs from the untiled picture lies on lines."""
+    """tests/bench/tiling.md: with tiles larger than 640 more of what differs from the untiled picture lies on lines."""
     for params in (PARAMS, replace(PARAMS, tiled_dit="on")):
         sizes = {tiles_of(rung.params)[0] for rung in ladder(SPEC, params, COMPUTE, UHD, "cuda")} - {None}
-        assert {max(size.height, size.width) for size in sizes if size} == {768, 512, 384}
+        assert {max(size.height, size.width) for size in sizes if size} == {640, 512, 384}
 
 
 def test_too_little_for_anything_is_refused_with_the_smallest_limit_that_works() -> None:

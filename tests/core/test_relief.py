@@ -361,7 +361,7 @@ def test_of_two_streams_side_by_side_one_does_not_undo_what_the_other_did(
 def test_where_nothing_is_left_the_error_says_so(weights: Weights, clip: np.ndarray) -> None:
     upscaler = Upscaler.load(weights, PARAMS)
     with (
-        failing(upscaler, "dit", (1, 2, 3, 4)),
+        failing(upscaler, "dit", (1, 2, 3)),
         pytest.raises(OutOfMemory, match=r"out of memory in dit .*--tile-size"),
     ):
         stream(upscaler, clip[:1])

@@ -176,4 +176,4 @@ def test_decoding_in_parts_does_not_change_the_picture(weights: Weights, clip: n
 
 def test_every_resolved_size_is_named() -> None:
     resolved = Upscaler.load(formula_weights(LEAST), replace(PARAMS, tiled_dit="on")).params
-    assert (resolved.tile_size, resolved.tile_overlap) == ("768x768", 256)
+    assert (resolved.tile_size, resolved.tile_overlap) == ("640x640", 256)

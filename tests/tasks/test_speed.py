@@ -8,14 +8,14 @@ import pytest
 
 from tasks.forecast import Costs
 from tasks.report import LEAST_LOOK
-from tasks.speed import estimate_seconds, expected_costs, remember_costs
+from tasks.speed import _FIXED_TAIL, estimate_seconds, expected_costs, remember_costs
 from tests.tasks.conftest import COMPUTE, Made, made  # noqa: F401 - a fixture
 
 
 def test_costs_are_remembered_and_the_newest_weigh_most(made: Made, tmp_path: Path) -> None:  # noqa: F811
     before = expected_costs(made.plan, COMPUTE, tmp_path)
     assert (before.latent, before.start) == (None, None)
-    assert before.tail >= 2.0
+    assert before.tail > _FIXED_TAIL
     remember_costs(made.plan, COMPUTE, Costs(0.5, 4.0, 3.0), tmp_path)
     assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(0.5), 4.0, pytest.approx(3.0))
     remember_costs(made.plan, COMPUTE, Costs(1.5, 4.0, 5.0), tmp_path)
