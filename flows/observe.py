@@ -23,6 +23,10 @@ R = TypeVar("R")
 _progress: ContextVar[RunProgress | None] = ContextVar("progress", default=None)
 
 
+# Seconds until Prefect has got the last logs and knows that the run is over: 0.1 to 1.1, measured on two cores.
+_FAREWELL = 0.5
+
+
 def warnings_so_far() -> tuple[str, ...]:
     """What was said at WARNING or above since the run around us began."""
     progress = _progress.get()
@@ -30,13 +34,14 @@ def warnings_so_far() -> tuple[str, ...]:
 
 
 def costs_so_far() -> Costs:
-    """What steps and beginnings of the run around us cost, and the seconds since its last frame came."""
+    """What steps and beginnings of the run around us cost, and what it takes from its last frame to its end, which is
+    near."""
     progress = _progress.get()
     if progress is None:
         return Costs()
     now = progress.snapshot()
     computed = any(segment.state == "done" for segment in now.segments)  # else there was less to end
-    return replace(now.measured or Costs(), tail=now.tail if computed else 0.0)
+    return replace(now.measured or Costs(), tail=now.tail + _FAREWELL if computed else 0.0)
 
 
 def observed(function: Callable[P, R]) -> Callable[P, R]:

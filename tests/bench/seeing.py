@@ -1,16 +1,18 @@
 """How right the time left is, and what being watched costs: python -m tests.bench.seeing [--record]
 
-Real runs of the bundled clip (repeated, where it is to be longer) with the embedded model on the CPU, in one process,
-the first of them on a machine that remembers nothing. The time left is asked twice a second, on the clock on the wall
-and on the process's own, which other work on the machine does not hold up; afterwards it is known what was right.
-What is watched costs is counted in processor time. With --record the runs become those that tests replay.
+Real runs of the bundled clip (repeated, where it is to be longer) with the embedded model on the CPU, each in a process
+of its own, the first of them on a machine that remembers nothing. The time left is asked twice a second, on the clock
+on the wall and on the process's own, which other work on the machine does not hold up; afterwards it is known what was
+right. What is watched costs is counted in processor time. With --record the runs become those that tests replay.
 """
 
 import copy
 import functools
 import logging
 import os
+import pickle
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -166,18 +168,35 @@ def watch_run(run: Watched, source: Path, folder: str, output: str) -> None:
     run.load = os.getloadavg()[1]
 
 
-def main() -> None:
-    with prefect_api(), tempfile.TemporaryDirectory() as folder:
-        os.environ["FLASHVSR_METRICS"] = f"{folder}/flashvsr.prom"
+def one(number: int, folder: str) -> None:
+    """One run in this process, as a command is one; what was seen goes into a file."""
+    run = RUNS[number]
+    os.environ["FLASHVSR_METRICS"] = f"{folder}/flashvsr.prom"
+    with prefect_api():
         instrument()
-        for number, run in enumerate(RUNS):
-            source = Path(folder) / f"{number}.mp4"
-            repeated = ffmpeg.input(str(CLIP), stream_loop=run.repeats - 1).video
-            run_ffmpeg(ffmpeg.output(repeated, str(source), vcodec="libx264", crf=16, fps_mode="passthrough"))
-            watch_run(run, source, folder, f"{folder}/{number}_out.mp4")
-            TABLE.write_text(table([run for run in RUNS if run.samples]))
+        source = Path(folder) / f"{number}.mp4"
+        repeated = ffmpeg.input(str(CLIP), stream_loop=run.repeats - 1).video
+        run_ffmpeg(ffmpeg.output(repeated, str(source), vcodec="libx264", crf=16, fps_mode="passthrough"))
+        watch_run(run, source, folder, f"{folder}/{number}_out.mp4")
+    run.events.clear()
+    (Path(folder) / f"{number}.seen").write_bytes(pickle.dumps((run, dict(spent))))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        if sys.argv[1:2] == ["--one"]:
+            return one(int(sys.argv[2]), sys.argv[3])
+        runs = []
+        for number in range(len(RUNS)):
+            subprocess.run([sys.executable, "-m", "tests.bench.seeing", "--one", str(number), folder], check=True)
+            run, costs = pickle.loads((Path(folder) / f"{number}.seen").read_bytes())
+            runs.append(run)
+            for label, seconds in costs.items():
+                spent[label] += seconds
+            TABLE.write_text(table(runs))
     if "--record" in sys.argv:
-        save([run.recorded for run in RUNS])
+        save([run.recorded for run in runs])
+    return None
 
 
 def errors(run: Watched, clock: int, low: float, high: float) -> list[float]:
