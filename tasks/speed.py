@@ -19,6 +19,9 @@ from tasks.storage import urls
 
 _SMALL = 64  # sides of the input picture that is measured on, pixels
 _NEWEST = 0.5  # weight of the newest run in what is remembered
+# What the end of a run took counts for so many times what was expected, at most: a disk or a server that hung for a
+# minute once must not be expected by the runs that follow. What takes longer every time is learned in a few runs.
+_MOST_LONGER = 3.0
 # The end of a run where nothing is remembered: starting its parts (0.7 to 2.2 s on two cores, from day to
 # day and beside other work); megapixels a second of frames that are verified around joins, that are looked at
 # (measured on two cores with clips of 640x360 to 1920x1080: 12 to 16, since source and result are read from key frames
@@ -79,7 +82,8 @@ def remember_costs(
     spent = {"tail": rest} | {_look_key(name): seconds for name, seconds in took.items()}
     for key, seconds in spent.items():
         if seconds > 0 and usual.get(key):
-            _mix(memory, key, {"factor": seconds / usual[key]})
+            most = _MOST_LONGER * memory.get(key, {}).get("factor", 1.0)
+            _mix(memory, key, {"factor": min(most, seconds / usual[key])})
     urls.write_json(_place(cache_dir), memory)
 
 

@@ -24,6 +24,17 @@ def test_costs_are_remembered_and_the_newest_weigh_most(made: Made, tmp_path: Pa
     assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(1.0), 4.0, pytest.approx(4.0))
 
 
+def test_an_end_that_hung_once_is_not_expected_again(made: Made, tmp_path: Path) -> None:  # noqa: F811
+    """Seen: a first run whose end took a minute more; runs of 15 s were then foreseen four times as long."""
+    usual = expected_costs(made.plan, COMPUTE, tmp_path).tail
+    remember_costs(made.plan, COMPUTE, Costs(0.5, 4.0, 1.1 * usual), tmp_path)
+    remember_costs(made.plan, COMPUTE, Costs(0.5, 4.0, 60 * usual), tmp_path)
+    assert expected_costs(made.plan, COMPUTE, tmp_path).tail == pytest.approx(2.2 * usual)
+    for _ in range(8):  # now it is what this machine takes
+        remember_costs(made.plan, COMPUTE, Costs(0.5, 4.0, 60 * usual), tmp_path)
+    assert expected_costs(made.plan, COMPUTE, tmp_path).tail == pytest.approx(60 * usual, rel=0.2)
+
+
 def test_the_end_counts_what_looks_at_the_result(made: Made, tmp_path: Path) -> None:  # noqa: F811
     plain = expected_costs(made.plan, COMPUTE, tmp_path).tail
     looks = {"musiq": 40.0, "reference": 10.0}
