@@ -16,8 +16,7 @@ from torch import nn
 from flashvsr_core.config import UpscaleParams
 from flashvsr_core.geometry import WINDOW_PIXELS, Geometry, TileSize
 from flashvsr_core.models.dit import Dit
-from flashvsr_core.models.lq_proj import LqProj
-from flashvsr_core.models.lq_proj import frames_at_once as projected_at_once
+from flashvsr_core.models.lq_proj import LqProj, projected_at_once
 from flashvsr_core.models.tcdecoder import TcDecoder
 from flashvsr_core.models.wan_vae import WanVaeDecoder
 from flashvsr_core.offload import at_least
@@ -251,8 +250,8 @@ def _count(module: nn.Module) -> int:
 
 
 def _lq_bytes(spec: ModelSpec, sizes: Sizes, batch: int) -> float:
-    """What the LQ projection holds while its second convolution folds: patches, what the first made,
-    that with two past frames and padded, that folded (4 taps in time as channels), and the result."""
+    """What the LQ projection holds while its second convolution folds: patches, what the first made, that with two past
+    frames and padded, that folded (4 taps in time as channels), and the result."""
     frames = projected_at_once(sizes.tile_pixels)
     first, second = (width / 256 for width in spec.lq.hidden)
     values = 3 * frames + first * (frames / 2 + (frames / 2 + 2) + frames) + second * frames / 4

@@ -102,6 +102,8 @@ class Relief:
                             ("weights", "the DiT's weights come block by block")):  # fmt: skip
             if LEVELS.index(self.placement.offload) < LEVELS.index(level):
                 yield what, lambda level=level: self.offload(level)  # type: ignore[misc]
+        if stage == "dit" and self.placement.strips > 1 and self.frames_at_once > 1:  # they are enlarged there then
+            yield f"{self.frames_at_once // 2} frames at once", self._halve_frames
 
     def _halve(self, state: PictureState, most: int) -> None:
         """Compute at most `most` tiles at once from now on, in streams to come too."""

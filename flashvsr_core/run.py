@@ -16,7 +16,7 @@ from flashvsr_core.cuts import MarkedFrame
 from flashvsr_core.geometry import Geometry, TileSize
 from flashvsr_core.layout import Planes
 from flashvsr_core.noise import NoiseAhead
-from flashvsr_core.picture import Painter, PictureState, Source
+from flashvsr_core.picture import Painter, PictureState
 from flashvsr_core.pixels import Pack, crop
 from flashvsr_core.relief import Relief, Result, Stage
 from flashvsr_core.segments import FIRST_READ, GRID, STEP
@@ -144,13 +144,12 @@ class Run:
         def made() -> Tensor:
             return enlarged(pixels, painter, self.relief.frames_at_once)
 
-        source: Source = made
-        if painter.strips == 1:
-            with self.stage("enlarge"):
-                kept = run("enlarge", state, made)
-            source = lambda: kept  # noqa: E731
+        with self.stage("enlarge"):
+            kept = run("enlarge", state, made) if painter.strips == 1 else None
         with self.stage("model"):
-            condition, latents = run("dit", state, lambda: painter.latents(state, source, noise))
+            condition, latents = run(
+                "dit", state, lambda: painter.latents(state, made if kept is None else lambda: kept, noise)
+            )
             return run("decoder", state, lambda: painter.decode(state, latents, condition)), condition
 
     @torch.inference_mode()

@@ -22,7 +22,6 @@ R = TypeVar("R")
 
 _progress: ContextVar[RunProgress | None] = ContextVar("progress", default=None)
 
-
 # Seconds until Prefect has got the last logs and knows that the run is over: 0.1 to 1.1, measured on two cores.
 _FAREWELL = 0.5
 

@@ -66,15 +66,22 @@ class Strip:
         return y
 
 
-class SelfAttention(nn.Module):
+class _Attention(nn.Module):
+    """The layers that attention of both kinds has, under their published names."""
+
     def __init__(self, spec: DitSpec) -> None:
         super().__init__()
         self.heads = spec.num_heads
         self.q, self.k, self.v, self.o = (nn.Linear(spec.dim, spec.dim) for _ in range(4))
         self.norm_q = RmsNorm(spec.dim, spec.eps)
         self.norm_k = RmsNorm(spec.dim, spec.eps)
-        self.fused: tuple[Tensor, Tensor] | None = None
         self.fp8: Fp8Projection | None = None
+
+
+class SelfAttention(_Attention):
+    def __init__(self, spec: DitSpec) -> None:
+        super().__init__(spec)
+        self.fused: tuple[Tensor, Tensor] | None = None
 
     def fuse(self) -> None:
         """Put the weights of q, k and v side by side, so that they are one product; keys and values stay as they are.
@@ -101,7 +108,10 @@ class SelfAttention(nn.Module):
         return self.o(rearrange(out, "b h w t d -> b (w t) (h d)"))
 
     def in_strips(self, strips: list[Strip], ring: KvRing, sparsity: Sparsity) -> Iterator[Tensor]:
-        """`forward` of one strip after the other, which all see each other. Takes away what each holds as its input."""
+        """`forward` of one strip after the other, which all see each other. Takes away what each holds as its input.
+
+        A whole step is not its one strip: all is written into the ring at once here, which gradients do not survive.
+        """
         windows = sparsity.local.shape[0]
         counts = [strip.windows for strip in strips]
         queries, pooled_queries, room = [], [], ring.room(windows)
@@ -132,16 +142,8 @@ class SelfAttention(nn.Module):
         return F.linear(x, *self.fused).chunk(3, dim=-1)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(_Attention):
     """Attention to the fixed prompt; no RoPE, no mask."""
-
-    def __init__(self, spec: DitSpec) -> None:
-        super().__init__()
-        self.heads = spec.num_heads
-        self.q, self.k, self.v, self.o = (nn.Linear(spec.dim, spec.dim) for _ in range(4))
-        self.norm_q = RmsNorm(spec.dim, spec.eps)
-        self.norm_k = RmsNorm(spec.dim, spec.eps)
-        self.fp8: Fp8Projection | None = None
 
     def prompt(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the embedded prompt (1 tokens C): each 1 heads tokens d."""

@@ -27,7 +27,7 @@ Multiply = Callable[[Tensor, Tensor, Fp8Linear], Tensor]
 """(fp8 rows, float32 scale of each, layer) -> the layer applied."""
 
 
-def frames_at_once(pixels: int) -> int:
+def projected_at_once(pixels: int) -> int:
     """Frames of so many pixels that are projected at once: a stream's first step needs no more memory than those after
     it, and large pictures need less still, for which no step is too small to be computed well."""
     return STEP if pixels <= _LARGE else CLIP
@@ -93,7 +93,7 @@ class LqProj(nn.Module):
             caches = self._open(frames[:, :, :1].to(dtype))
             frames = frames[:, :, 1:]
         found = []
-        for part in frames.split(frames_at_once(frames.shape[-2] * frames.shape[-1]), dim=2):
+        for part in frames.split(projected_at_once(frames.shape[-2] * frames.shape[-1]), dim=2):
             tokens, caches = self._project(part.to(dtype), caches)
             found.append(tokens)
         return found[0] if len(found) == 1 else torch.cat(found, dim=1), caches

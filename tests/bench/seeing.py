@@ -185,7 +185,8 @@ def one(number: int, folder: str) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if sys.argv[1:2] == ["--one"]:
-            return one(int(sys.argv[2]), sys.argv[3])
+            one(int(sys.argv[2]), sys.argv[3])
+            return
         runs = []
         for number in range(len(RUNS)):
             subprocess.run([sys.executable, "-m", "tests.bench.seeing", "--one", str(number), folder], check=True)
@@ -196,7 +197,6 @@ def main() -> None:
             TABLE.write_text(table(runs))
     if "--record" in sys.argv:
         save([run.recorded for run in runs])
-    return None
 
 
 def errors(run: Watched, clock: int, low: float, high: float) -> list[float]:

@@ -201,6 +201,18 @@ def test_blocks_work_on_strips_where_memory_runs_out(
     assert made == [25, 25, 8, 8, 8, 8]
 
 
+def test_the_input_that_is_made_beside_strips_may_not_fit_either(
+    weights: Weights, clip: np.ndarray, expected: dict[str, np.ndarray]
+) -> None:
+    upscaler = Upscaler.load(weights, PARAMS)
+    upscaler.place(Placement("weights", strips=2))
+    told: list[str] = []
+    with failing(upscaler, "enlarge", (1, 4)):
+        assert np.array_equal(stream(upscaler, clip, told), expected["auto"])
+    assert len(told) == 2
+    assert all("frames at once" in text for text in told)
+
+
 def test_strips_of_several_tiles_at_once(deep: Weights) -> None:
     frames = moving_clip(FRAMES, 32, 128)
     upscaler = Upscaler.load(deep, TILED)
