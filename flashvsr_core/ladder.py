@@ -14,7 +14,7 @@ from flashvsr_core.geometry import WINDOW_PIXELS, Geometry, TileSize
 from flashvsr_core.memory import GIB, DeviceType, Estimate, estimate
 from flashvsr_core.offload import LEVELS, Offload, at_least
 from flashvsr_core.registry import ModelSpec
-from flashvsr_core.relief import Placement, half_tile, strips_of
+from flashvsr_core.relief import Placement, half_side, strips_of
 from flashvsr_core.tiling import dit_tiles, tiles_of
 
 # Measured one by one: tests/bench/tiling.md. Larger ones are closer to the untiled picture, but most of their error
@@ -140,7 +140,7 @@ def _placements(
     spec: ModelSpec, compute: ComputeParams, geometry: Geometry, device: DeviceType, strips: list[int]
 ) -> Iterator[Placement]:
     largest = max(geometry.padded_height, geometry.padded_width)
-    sides = sorted({half_tile(geometry), *_DECODER_TILES}, reverse=True)
+    sides = sorted({half_side(largest), *_DECODER_TILES}, reverse=True)
     tiles: list[int | None] = [side for side in sides if side < largest]
     if compute.tiled_vae == "off" or not tiles:
         tiles = [None]

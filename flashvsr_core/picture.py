@@ -180,7 +180,7 @@ class Painter:
         x, state.front = self.decoder.front(latents, past)
         out: Tensor | None = None
         for number, tile in enumerate(state.decoder_tiles):
-            region = tile.grown(self.decoder.reach, self.geometry.padded_height, self.geometry.padded_width)
+            region = self._grown(tile)
             part = self._decode_tile(state, number, region.crop(x, LATENT_PIXELS), region.crop(condition))
             if out is None:
                 out = part.new_empty((*part.shape[:3], *condition.shape[3:]))
@@ -199,19 +199,43 @@ class Painter:
         return decoded
 
     def cut_decoder(self, state: PictureState, size: int) -> None:
-        """From now on decode in tiles of at most this size: a whole picture's memory is cut up."""
-        (memory,) = state.memories
+        """From now on decode in tiles of at most this size: what is remembered of the picture is cut up anew."""
+        memory = self._whole_memory(state)
         state.decoder_tiles = decoder_tiles(self.geometry, size)
         if memory is None:
             state.memories = [None] * len(state.decoder_tiles)
             return
-        count = self.decoder.front_memories
-        state.front = memory[:count]
-        height, width = self.geometry.padded_height, self.geometry.padded_width
-        regions = [tile.grown(self.decoder.reach, height, width) for tile in state.decoder_tiles]
         state.memories = [
-            [region.crop(tensor, width // tensor.shape[-1]).clone() for tensor in memory[count:]] for region in regions
+            [self._grown(tile).crop(tensor, self._unit(tensor)).clone() for tensor in memory]
+            for tile in state.decoder_tiles
         ]
+
+    def _whole_memory(self, state: PictureState) -> Memory | None:
+        """What `back` remembers of the whole picture, put together where it is in parts, without `front`'s."""
+        first = state.memories[0]
+        if first is None:
+            return None
+        if len(state.decoder_tiles) == 1:
+            count = self.decoder.front_memories
+            state.front = first[:count]
+            return first[count:]
+        height, width = self.geometry.padded_height, self.geometry.padded_width
+        units = [self._grown(state.decoder_tiles[0]).width // tensor.shape[-1] for tensor in first]
+        whole = [
+            tensor.new_empty((*tensor.shape[:-2], height // unit, width // unit)) for tensor, unit in zip(first, units)
+        ]
+        for tile, memory in zip(state.decoder_tiles, state.memories):
+            inner = tile.within(self._grown(tile))
+            for place, unit, tensor in zip(whole, units, memory or ()):
+                tile.crop(place, unit).copy_(inner.crop(tensor, unit))
+        return whole
+
+    def _grown(self, tile: Tile) -> Tile:
+        return tile.grown(self.decoder.reach, self.geometry.padded_height, self.geometry.padded_width)
+
+    def _unit(self, tensor: Tensor) -> int:
+        """Pixels a side that one element of a whole picture's memory stands for."""
+        return self.geometry.padded_width // tensor.shape[-1]
 
 
 def _crops(x: Tensor, tiles: tuple[Tile, ...], unit: int) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import torch
 
 from flashvsr_core.errors import OutOfMemory
-from flashvsr_core.geometry import WINDOW_PIXELS, Geometry
+from flashvsr_core.geometry import WINDOW_PIXELS
 from flashvsr_core.offload import LEVELS, Offload, Offloader, at_least
 from flashvsr_core.picture import Group, Painter, PictureState, mark, restore
 from flashvsr_core.tiling import Tile
@@ -92,10 +92,11 @@ class Relief:
             yield f"{self.frames_at_once // 2} frames at once", self._halve_frames
         if stage != "dit" and self.placement.offload == "none":
             yield "the DiT leaves the device while frames are decoded", lambda: self.offload("dit")
-        largest = max(self.painter.geometry.padded_height, self.painter.geometry.padded_width)
+        largest = max(max(tile.height, tile.width) for tile in state.decoder_tiles)
+        size = half_side(largest)
+        finer = f"frames are decoded in parts of {size} pixels", lambda: self._cut(state, size)
         if stage == "decoder" and len(state.decoder_tiles) == 1 and largest > _LEAST_TILE:
-            size = half_tile(self.painter.geometry)
-            yield f"frames are decoded in parts of {size} pixels", lambda: self._cut(state, size)
+            yield finer
         if self.placement.resident:
             yield "the last keys and values of the past go to the host", lambda: self.offload("kv")
         for level, what in (("kv", "keys and values of the past go to the host"),
@@ -104,6 +105,8 @@ class Relief:
                 yield what, lambda level=level: self.offload(level)  # type: ignore[misc]
         if stage == "dit" and self.placement.strips > 1 and self.frames_at_once > 1:  # they are enlarged there then
             yield f"{self.frames_at_once // 2} frames at once", self._halve_frames
+        if stage == "decoder" and largest > _LEAST_TILE:  # the slower the smaller they are, so this comes last
+            yield finer
 
     def _halve(self, state: PictureState, most: int) -> None:
         """Compute at most `most` tiles at once from now on, in streams to come too."""
@@ -155,7 +158,6 @@ def strips_of(tile: Tile) -> list[int]:
     return [strips for strips in STRIPS if strips == 1 or windows // strips >= LEAST_WINDOWS]
 
 
-def half_tile(geometry: Geometry) -> int:
-    """Side of decoder tiles that cut the picture's longer side in two."""
-    windows = max(geometry.padded_height, geometry.padded_width) // WINDOW_PIXELS
-    return max(_LEAST_TILE, -(-windows // 2) * WINDOW_PIXELS)
+def half_side(pixels: int) -> int:
+    """Side of decoder tiles that cut so many pixels in two."""
+    return max(_LEAST_TILE, -(-pixels // (2 * WINDOW_PIXELS)) * WINDOW_PIXELS)

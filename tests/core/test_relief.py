@@ -213,6 +213,29 @@ def test_the_input_that_is_made_beside_strips_may_not_fit_either(
     assert all("frames at once" in text for text in told)
 
 
+@pytest.mark.parametrize("level", ["none", "weights"])
+def test_parts_that_are_decoded_become_smaller_where_memory_still_runs_out(weights: Weights, level: Offload) -> None:
+    """In a later step: what is remembered of the picture, in parts on the device or the host, is cut anew."""
+    upscaler, frames = Upscaler.load(weights, PARAMS), moving_clip(FRAMES + 8, 64, 160)
+    whole = stream(upscaler, frames)
+    upscaler.place(Placement(level, decoder_tile=384))
+    told: list[str] = []
+    front = upscaler.net.decode.front  # type: ignore[attr-defined]
+    count = 0
+
+    def broken(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count in ((2,) if level == "weights" else (2, 3, 4, 5)):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return front(*args)
+
+    upscaler.net.decode.front = broken  # type: ignore[attr-defined]
+    assert np.abs(stream(upscaler, frames, told).astype(int) - whole).max() <= 1
+    assert told[-1] == "out of memory in decoder: frames are decoded in parts of 256 pixels (no pixel changes)"
+    assert upscaler.placement == Placement("weights", decoder_tile=256)
+
+
 def test_strips_of_several_tiles_at_once(deep: Weights) -> None:
     frames = moving_clip(FRAMES, 32, 128)
     upscaler = Upscaler.load(deep, TILED)
