@@ -17,7 +17,7 @@ from flashvsr_core.config import ComputeParams, UpscaleParams
 from flashvsr_core.errors import FlashvsrError, TransientError, UserError
 from flows import settings
 from flows.logs import job_log
-from flows.observe import costs_so_far, observed, warnings_so_far
+from flows.observe import costs_so_far, farewell, observed, warnings_so_far
 from flows.patience import Patience
 from flows.results import result_storage
 from flows.runners import settled, shared_api, task_runner
@@ -192,7 +192,7 @@ def _begin(
 ) -> JobPlan:
     plan = parse_plan(job.write_plan(plan.to_json()), job.plan_url)
     finished = job.finished()
-    frames = plan.info.frames
+    frames, costs = plan.info.frames, expected_costs(plan, compute, cache_dir, looks)
     tell(
         JobPlanned(
             job.url,
@@ -201,7 +201,7 @@ def _begin(
             len(finished),
             tuple((segment.start, segment.stop) for segment in plan.segments),
             int(plan.params.preroll),
-            expected_costs(plan, compute, cache_dir, looks),
+            replace(costs, tail=costs.tail + farewell()),
             plan.source,
             outputs.url,
             plan.parameters,

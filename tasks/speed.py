@@ -22,11 +22,11 @@ _NEWEST = 0.5  # weight of the newest run in what is remembered
 # What the end of a run took counts for so many times what was expected, at most: a disk or a server that hung for a
 # minute once must not be expected by the runs that follow. What takes longer every time is learned in a few runs.
 _MOST_LONGER = 3.0
-# The end of a run where nothing is remembered: starting its parts (0.7 to 2.2 s on two cores, from day to
-# day and beside other work); megapixels a second of frames that are verified around joins, that are looked at
-# (measured on two cores with clips of 640x360 to 1920x1080: 12 to 16, since source and result are read from key frames
-# on), and that are only copied. What is remembered is a factor on all of it.
-_FIXED_TAIL, _VERIFIED, _LOOKED, _COPIED = 1.3, 80.0, 15.0, 2000.0
+# The end of a run where nothing is remembered: starting its parts (0.25 to 0.3 s on two cores); megapixels a second of
+# frames that are verified around joins, that are looked at (measured on two cores with clips of 640x360 to 1920x1080:
+# 12 to 16, since source and result are read from key frames on), and that are only copied. What is remembered is a
+# factor on all of it.
+_FIXED_TAIL, _VERIFIED, _LOOKED, _COPIED = 0.3, 80.0, 15.0, 2000.0
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
@@ -48,7 +48,8 @@ def expected_costs(
 ) -> Costs:
     """What steps, beginnings and the end of a run like this cost here before; of the end there is always a guess.
 
-    `looks`: seconds that scorers and the like usually take at the end, by name.
+    The end is that of our own work: what Prefect takes to close its flows is not in it. `looks`: seconds that scorers
+    and the like usually take at the end, by name.
     """
     memory = _read(cache_dir)
     known = memory.get(_key(plan, compute), {})

@@ -38,7 +38,7 @@ SENDERS = ("EventsWorker", "APILogWorker")
 
 @contextmanager
 def prefect_api() -> Iterator[None]:
-    """Make a Prefect API available to this process; must be entered before `prefect` is imported.
+    """Make a Prefect API available to this process; must be entered before anything of `prefect` is imported.
 
     Where PREFECT_API_URL is set, that server is used. Otherwise one is started as a child, with a database of its own
     that is thrown away, so that commands side by side never wait for each other's database.
@@ -60,9 +60,20 @@ def prefect_api() -> Iterator[None]:
             shutil.copyfile(template, database)
         with _serving(database) as url:
             os.environ["PREFECT_API_URL"] = url
-            yield
+            with _no_heartbeats():
+                yield
     finally:
         _remove(database)
+
+
+@contextmanager
+def _no_heartbeats() -> Iterator[None]:
+    """Flow runs send none: on a server that ends with the command nobody listens, and every run and subflow would wait
+    up to a second, as it ends, for the thread that sends them."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 @contextmanager

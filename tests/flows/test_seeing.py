@@ -2,7 +2,10 @@
 
 import io
 import logging
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +39,7 @@ from tests.browser.terminal import plain, screen
 from tests.tasks.conftest import Made, job_in, made, store  # noqa: F401 - fixtures
 
 log = logging.getLogger("tasks.test_seeing")
+ROOT = Path(__file__).parents[2]
 EVIL = "/in/a|b`c [link](javascript:x) <script>.mp4"
 
 
@@ -160,6 +164,23 @@ def test_prefects_senders_do_not_break_into_the_view(monkeypatch: pytest.MonkeyP
         logger.manager._clear_cache()  # type: ignore[attr-defined]
     with prefect_api():
         assert [logger.isEnabledFor(logging.WARNING) for logger in loggers] == [False, False]
+
+
+HEARTBEATS = """
+from flows.cli.server import prefect_api
+with prefect_api():
+    from prefect.settings import get_current_settings
+    from flows.observe import farewell
+    print(get_current_settings().flows.heartbeat_frequency is not None, farewell() >= 1)
+"""
+
+
+@pytest.mark.parametrize(("url", "sent"), [("", "False False"), ("http://127.0.0.1:1/api", "True True")])
+def test_only_a_server_that_outlives_the_command_gets_heartbeats(url: str, sent: str) -> None:
+    """Prefect waits, as a flow ends, for the thread that sends them: up to a second, twice a run."""
+    env = os.environ | {"PREFECT_API_URL": url}
+    done = subprocess.run([sys.executable, "-c", HEARTBEATS], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == sent, done.stderr
 
 
 def test_quiet_and_verbose_contradict() -> None:

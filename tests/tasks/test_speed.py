@@ -16,12 +16,13 @@ def test_costs_are_remembered_and_the_newest_weigh_most(made: Made, tmp_path: Pa
     before = expected_costs(made.plan, COMPUTE, tmp_path)
     assert (before.latent, before.start) == (None, None)
     assert before.tail > _FIXED_TAIL
-    remember_costs(made.plan, COMPUTE, Costs(0.5, 4.0, 3.0), tmp_path)
-    assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(0.5), 4.0, pytest.approx(3.0))
-    remember_costs(made.plan, COMPUTE, Costs(1.5, 4.0, 5.0), tmp_path)
-    assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(1.0), 4.0, pytest.approx(4.0))
+    first, mean, second = (share * before.tail for share in (1.5, 2.0, 2.5))
+    remember_costs(made.plan, COMPUTE, Costs(0.5, 4.0, first), tmp_path)
+    assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(0.5), 4.0, pytest.approx(first))
+    remember_costs(made.plan, COMPUTE, Costs(1.5, 4.0, second), tmp_path)
+    assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(1.0), 4.0, pytest.approx(mean))
     remember_costs(made.plan, COMPUTE, Costs(), tmp_path)  # nothing was computed
-    assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(1.0), 4.0, pytest.approx(4.0))
+    assert expected_costs(made.plan, COMPUTE, tmp_path) == Costs(pytest.approx(1.0), 4.0, pytest.approx(mean))
 
 
 def test_an_end_that_hung_once_is_not_expected_again(made: Made, tmp_path: Path) -> None:  # noqa: F811
@@ -39,20 +40,21 @@ def test_the_end_counts_what_looks_at_the_result(made: Made, tmp_path: Path) -> 
     plain = expected_costs(made.plan, COMPUTE, tmp_path).tail
     looks = {"musiq": 40.0, "reference": 10.0}
     assert expected_costs(made.plan, COMPUTE, tmp_path, looks).tail == pytest.approx(plain + 50)
-    # 33 s, of which scores took 30: the rest and each look have factors of their own.
-    remember_costs(made.plan, COMPUTE, Costs(0.5, 4.0, 33.0), tmp_path, looks, {"musiq": 25.0, "reference": 5.0})
-    assert expected_costs(made.plan, COMPUTE, tmp_path).tail == pytest.approx(3)
+    # Scores took 30 s of it: the rest and each look have factors of their own.
+    rest = 2 * plain
+    remember_costs(made.plan, COMPUTE, Costs(0.5, 4.0, 30 + rest), tmp_path, looks, {"musiq": 25.0, "reference": 5.0})
+    assert expected_costs(made.plan, COMPUTE, tmp_path).tail == pytest.approx(rest)
     both = expected_costs(made.plan, COMPUTE, tmp_path, looks)
-    assert (both.tail, dict(both.looks)) == (pytest.approx(33), {"musiq": pytest.approx(25), "reference": 5.0})
-    assert expected_costs(made.plan, COMPUTE, tmp_path, {"musiq": 80.0}).tail == pytest.approx(3 + 50)
+    assert (both.tail, dict(both.looks)) == (pytest.approx(30 + rest), {"musiq": pytest.approx(25), "reference": 5.0})
+    assert expected_costs(made.plan, COMPUTE, tmp_path, {"musiq": 80.0}).tail == pytest.approx(rest + 50)
 
 
 def test_the_end_counts_what_is_looked_at_until_the_time_for_it_is_over(made: Made, tmp_path: Path) -> None:  # noqa: F811
     """Of 1080p that was once less than half of what it takes; of 8K a place takes long, and is the last one."""
     hd, large = (replace(made.plan.info, width=width, height=height) for width, height in ((960, 540), (3840, 2160)))
     few = replace(made.plan, info=hd, segment_frames=48)
-    assert 2.0 + LEAST_LOOK < expected_costs(few, COMPUTE, tmp_path).tail < 2.0 + 2 * LEAST_LOOK
-    assert expected_costs(replace(few, info=large), COMPUTE, tmp_path).tail < 2.0 + 10 * LEAST_LOOK
+    assert 1.0 + LEAST_LOOK < expected_costs(few, COMPUTE, tmp_path).tail < 1.0 + 2 * LEAST_LOOK
+    assert expected_costs(replace(few, info=large), COMPUTE, tmp_path).tail < 1.0 + 10 * LEAST_LOOK
 
 
 def test_the_estimate_counts_the_steps_of_what_is_missing(made: Made, tmp_path: Path) -> None:  # noqa: F811
