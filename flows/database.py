@@ -11,7 +11,9 @@ Prefect's processes import this module as a collection (pyproject.toml, group pr
 where flashvsr is installed has these connections.
 """
 
+import functools
 import sqlite3
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
@@ -22,29 +24,24 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 
+def _closing(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def closing(cursor: sqlite3.Cursor, *arguments: Any) -> Any:
+        try:
+            return method(cursor, *arguments)
+        except sqlite3.Error:
+            cursor.close()
+            raise
+
+    return closing
+
+
 class ClosingCursor(sqlite3.Cursor):
     """A cursor that is closed, in the thread that uses it, when its statement fails."""
 
-    def execute(self, *arguments: Any) -> "ClosingCursor":
-        try:
-            return super().execute(*arguments)
-        except sqlite3.Error:
-            self.close()
-            raise
-
-    def executemany(self, *arguments: Any) -> "ClosingCursor":
-        try:
-            return super().executemany(*arguments)
-        except sqlite3.Error:
-            self.close()
-            raise
-
-    def fetchall(self) -> list[Any]:
-        try:
-            return super().fetchall()
-        except sqlite3.Error:
-            self.close()
-            raise
+    execute = _closing(sqlite3.Cursor.execute)
+    executemany = _closing(sqlite3.Cursor.executemany)
+    fetchall = _closing(sqlite3.Cursor.fetchall)
 
 
 class ClosingConnection(sqlite3.Connection):
