@@ -28,13 +28,16 @@ app = App(name="jobs", help="What a store holds: list, find, show, resume, recov
 StoreArgument = Annotated[str, Parameter(help="Store: a folder or fsspec URL; default .flashvsr in this folder.")]
 JobArgument = Annotated[str, Parameter(help="A job's directory, as `jobs list` shows it.")]
 
+# Behind an empty answer: the folder of an output is easily named instead of the store in it.
+_WHERE = " (a store is the folder .flashvsr beside an output, or what --store named)"
+
 
 @app.command(name="list")
 def list_command(store: StoreArgument = ".flashvsr", /, *, as_json: options.AsJson = False) -> None:
     """Show every job in STORE: whose, in which state, how far, how big, how old."""
     from tasks import catalogue
 
-    _print_jobs(catalogue.list_jobs(store), f"no jobs in {store}", as_json)
+    _print_jobs(catalogue.list_jobs(store), f"no jobs in {store}{_WHERE}", as_json)
 
 
 @app.command
@@ -43,7 +46,7 @@ def find(store: StoreArgument = ".flashvsr", /, *, as_json: options.AsJson = Fal
     from tasks import catalogue
 
     found = [job for job in catalogue.list_jobs(store) if job.is_unmerged]
-    _print_jobs(found, f"no unmerged jobs in {store}", as_json)
+    _print_jobs(found, f"no unmerged jobs in {store}{_WHERE}", as_json)
 
 
 @app.command

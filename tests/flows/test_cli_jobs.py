@@ -39,8 +39,12 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
     return run
 
 
+WHERE = " (a store is the folder .flashvsr beside an output, or what --store named)"
+
+
 def test_list_find_show_on_every_store(store: str, job_in: JobIn, say: Say) -> None:
-    assert say("list", store) == f"no jobs in {store}\n"
+    assert say("list", store) == f"no jobs in {store}{WHERE}\n"
+    assert say("find", store) == f"no unmerged jobs in {store}{WHERE}\n"
     done, part = job_in(store), job_in(store, (1,), "0" * 16)
     job_in(store, (0, 1, 2), "1" * 16)
     listed = say("list", store)
@@ -72,7 +76,7 @@ def test_recover_and_clean_on_every_store(store: str, job_in: JobIn, say: Say, m
     assert job.url in say("list", store)
     cleaned = json.loads(say("clean", store, "--larger-than", "1kB", "--json"))
     assert cleaned["bytes"] == cleaned["jobs"][0]["removed_bytes"] > 1000
-    assert say("list", store) == f"no jobs in {store}\n"
+    assert say("list", store) == f"no jobs in {store}{WHERE}\n"
 
 
 def test_resume_goes_on_and_cleans_up(job_in: JobIn, made: Made, tmp_path: Path) -> None:
